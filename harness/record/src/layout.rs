@@ -1,0 +1,89 @@
+//! Where the files of a run lie.
+
+use std::path::{Path, PathBuf};
+
+/// A run directory: every path of the record is spelled here and nowhere else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunDir(PathBuf);
+
+impl RunDir {
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn manifest(&self) -> PathBuf {
+        self.0.join("manifest.json")
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.0.join("config.yaml")
+    }
+
+    pub fn metrics(&self) -> PathBuf {
+        self.0.join("metrics.jsonl")
+    }
+
+    /// Derived from [`RunDir::metrics`], for spreadsheets.
+    pub fn metrics_csv(&self) -> PathBuf {
+        self.0.join("metrics.csv")
+    }
+
+    pub fn samples(&self) -> PathBuf {
+        self.0.join("samples.jsonl")
+    }
+
+    pub fn digests(&self) -> PathBuf {
+        self.0.join("digests.jsonl")
+    }
+
+    /// Held locked by rank 0 for as long as it writes here.
+    pub fn lock(&self) -> PathBuf {
+        self.0.join("lock")
+    }
+
+    pub fn logs(&self) -> PathBuf {
+        self.0.join("logs")
+    }
+
+    pub fn rank_log(&self, rank: usize) -> PathBuf {
+        self.logs().join(format!("rank-{rank:05}.jsonl"))
+    }
+
+    pub fn report(&self) -> PathBuf {
+        self.0.join("report")
+    }
+
+    pub fn checkpoints(&self) -> PathBuf {
+        self.0.join("checkpoints")
+    }
+
+    pub fn checkpoint(&self, step: u64) -> PathBuf {
+        self.checkpoints().join(format!("step-{step:08}"))
+    }
+
+    /// The steps of all published checkpoints, oldest first. A folder without a manifest, or with a name of
+    /// another form (a write that was cut short), is not a checkpoint.
+    pub fn checkpoint_steps(&self) -> std::io::Result<Vec<u64>> {
+        let entries = match std::fs::read_dir(self.checkpoints()) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut steps = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            let step = entry.file_name().to_str().and_then(|name| name.strip_prefix("step-")?.parse().ok());
+            if let Some(step) = step
+                && entry.path().join("manifest.json").is_file()
+            {
+                steps.push(step);
+            }
+        }
+        steps.sort_unstable();
+        Ok(steps)
+    }
+}

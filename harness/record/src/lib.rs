@@ -1,0 +1,38 @@
+//! The run record: what a training run leaves on disk.
+//!
+//! The trainer writes it and the harness reads it; neither program imports the other, so this crate is all
+//! that they share. A trainer that no one here wrote can write the same files. `docs/run-record.md` describes
+//! them for people who do.
+//!
+//! ```text
+//! RUN/manifest.json        what ran: configuration, versions, hosts, one segment per start or resume
+//! RUN/config.yaml          the resolved configuration
+//! RUN/metrics.jsonl        one line a step: loss, norms, learning rate, times
+//! RUN/samples.jsonl        one line a step: the sample ids of every micro-batch
+//! RUN/digests.jsonl        one line per step, phase, tensor and distinct value: hash, norm, ranks that hold it
+//! RUN/logs/rank-00000.jsonl
+//! RUN/checkpoints/step-00000100/{manifest.json, shard-00000-of-00004.safetensors, ...}
+//! RUN/report/              whatever was derived from the above
+//! ```
+//!
+//! Step `k` is the state after `k` optimizer updates; step 0 is the initial state.
+
+mod checkpoint;
+mod digest;
+pub mod exit;
+mod jsonl;
+mod layout;
+mod manifest;
+mod real;
+mod steps;
+
+pub use checkpoint::{CheckpointFile, CheckpointManifest, Piece, TensorEntry, TrainingState};
+pub use digest::{BLOCK_BYTES, BLOCK_ELEMENTS, Digest, block_digests, tensor_digest};
+pub use jsonl::{Lines, RecordError, read_json, read_lines};
+pub use layout::RunDir;
+pub use manifest::{DataInfo, Ended, Manifest, ModelInfo, Outcome, Program, RankInfo, Segment, TensorInfo};
+pub use real::Real;
+pub use steps::{DigestLine, Phase, RankRange, SampleLine, Seconds, StepLine, rank_ranges};
+
+/// Version of the record's format. A reader refuses a newer one; `docs/run-record.md` lists the changes.
+pub const RECORD_VERSION: u32 = 1;

@@ -1,0 +1,127 @@
+//! The lines of `metrics.jsonl`, `samples.jsonl` and `digests.jsonl`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Digest, Real};
+
+/// One line of `metrics.jsonl`: a finished step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepLine {
+    /// Optimizer updates done, this one included: the first line has step 1.
+    pub step: u64,
+    /// Epoch of the step's first sample, from 0.
+    pub epoch: u64,
+    /// Mean loss per token over the global batch, in nats, before the update.
+    pub loss: Real,
+    /// Each micro-batch's share of `loss`, in micro-batch order: they sum to it.
+    pub micro_batch_losses: Vec<Real>,
+    /// L2 norm of the reduced gradient before clipping.
+    pub gradient_norm: Real,
+    /// L2 norm of all parameters after the update.
+    pub parameter_norm: Real,
+    /// Factor by which clipping scaled the gradient: 1 when it did not.
+    pub clip_coefficient: Real,
+    pub learning_rate: Real,
+    /// Mean loss per token on the validation split after the update, at the steps that evaluate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_loss: Option<Real>,
+    /// Tokens in the global batch.
+    pub tokens: u64,
+    /// Of rank 0's wall-clock time; not part of any comparison.
+    pub tokens_per_second: Real,
+    pub seconds: Seconds,
+    /// The largest resident set of any rank, in bytes.
+    pub resident_bytes_max: u64,
+}
+
+/// Where rank 0 spent a step, in seconds of wall-clock time. Not part of any comparison.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Seconds {
+    pub data: f64,
+    pub forward: f64,
+    pub backward: f64,
+    pub communication: f64,
+    pub optimizer: f64,
+    /// Digests, metrics and their files.
+    pub record: f64,
+    pub total: f64,
+}
+
+/// One line of `samples.jsonl`: what a step was trained on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SampleLine {
+    pub step: u64,
+    /// Sample ids of each micro-batch, in micro-batch order.
+    pub micro_batches: Vec<Vec<u64>>,
+}
+
+/// What a digest was taken of. The order is the order of events in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// One micro-batch's gradient, before anything is added to it.
+    LocalGradient,
+    /// The step's gradient: the sum over all micro-batches, before clipping.
+    ReducedGradient,
+    /// Optimizer state after the update; the tensor is named `exp_avg/wte.weight` and the like.
+    Optimizer,
+    /// Parameters after the update; at step 0, as first broadcast.
+    Parameters,
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Phase::LocalGradient => "local gradient",
+            Phase::ReducedGradient => "reduced gradient",
+            Phase::Optimizer => "optimizer",
+            Phase::Parameters => "parameters",
+        })
+    }
+}
+
+/// Ranks `first..=last`.
+pub type RankRange = (u32, u32);
+
+/// One line of `digests.jsonl`. Ranks that hold the same value share a line, so a healthy run has one line per
+/// step, phase and tensor; a second line for the same three is a replica that has parted from the others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DigestLine {
+    pub step: u64,
+    pub phase: Phase,
+    pub tensor: String,
+    /// For [`Phase::LocalGradient`]: which micro-batch, from 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<u32>,
+    /// [`crate::tensor_digest`] over the tensor's blocks.
+    pub digest: Digest,
+    /// L2 norm of the tensor, accumulated in double precision.
+    pub norm: Real,
+    /// The ranks that hold this value, or, when `sharded`, that hold it together.
+    pub ranks: Vec<RankRange>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sharded: bool,
+}
+
+/// Ascending ranks as ranges: `[0, 1, 2, 5]` is `[(0, 2), (5, 5)]`.
+pub fn rank_ranges(ranks: impl IntoIterator<Item = u32>) -> Vec<RankRange> {
+    let mut ranges: Vec<RankRange> = Vec::new();
+    for rank in ranks {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == rank => *last = rank,
+            _ => ranges.push((rank, rank)),
+        }
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_share_a_range() {
+        assert_eq!(rank_ranges([0, 1, 2, 5, 7, 8]), [(0, 2), (5, 5), (7, 8)]);
+        assert!(rank_ranges([]).is_empty());
+    }
+}
