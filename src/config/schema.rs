@@ -1,13 +1,15 @@
-//! The configuration's types. Every key, its unit and its meaning are documented here and nowhere else:
-//! `docs/configuration.md` is generated from this file's table of keys (`lockstep config schema`).
+//! The configuration's types. Every key, its unit, its bounds and its meaning are written here and nowhere else:
+//! the table of keys ([`super::keys`]), the checks of bounds and `docs/configuration.md` are all derived from the
+//! doc comments and the `schemars` attributes in this file, so each public item here needs a comment.
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A resolved configuration: what one run does. There are no defaults in code: `configs/base.yaml`, which is
 /// embedded in the program, gives every key a value.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     pub run: Run,
@@ -23,105 +25,140 @@ pub struct Config {
     pub record: Record,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Name, place, seed and threads of the run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Run {
-    /// Name of the run: its directory is `dir/name` unless `--run-dir` says otherwise.
+    /// Name of the run, one plain path component: its directory is `run.dir/run.name` unless `--run-dir` says
+    /// otherwise.
     pub name: String,
     /// Folder of all runs.
     pub dir: PathBuf,
     /// Seed of everything random: initial weights, sample order, dropout.
+    #[schemars(range(max = 9_223_372_036_854_775_807i64))]
     pub seed: u64,
     /// Ask libtorch for deterministic kernels, and fail where it has none.
     pub deterministic: bool,
     /// Threads of libtorch and its libraries in each rank. It changes bits, so it is fixed here.
+    #[schemars(range(min = 1, max = 1024))]
     pub threads_per_rank: usize,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The network.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
+    /// Architecture.
     pub kind: ModelKind,
     /// Transformer blocks.
+    #[schemars(range(min = 1, max = 65_536))]
     pub layers: usize,
-    /// Attention heads; they divide `width`.
+    /// Attention heads; they divide `model.width`.
+    #[schemars(range(min = 1, max = 65_536))]
     pub heads: usize,
     /// Width of the residual stream.
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub width: usize,
     /// Tokens in a sequence: the fixed maximum length.
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub context: usize,
     /// Probability that dropout zeroes an element of the embeddings and of each block's two outputs.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub dropout: f64,
+    /// How the model knows the order of tokens.
     pub positions: Positions,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelKind {
+    /// Decoder-only transformer with GPT-2's parameter names, pre-norm blocks and tied embeddings.
     Gpt,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// How the model knows the order of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Positions {
     /// A learned embedding per position, as in GPT-2.
     Learned,
-    /// Rotary embedding of queries and keys (Su et al. 2021), base 10,000.
+    /// Rotary embedding of queries and keys (Su et al. 2021), base 10,000; heads of even width only.
     Rotary,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// What it is trained on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Data {
+    /// What the data are.
     pub kind: DataKind,
     /// A text file, or `embedded:shakespeare` for the text inside the program.
     pub path: PathBuf,
+    /// How text becomes tokens.
     pub tokenizer: TokenizerKind,
-    /// Tokens in the vocabulary that `bpe` learns; `bytes` always has 256.
+    /// Tokens in the vocabulary that `bpe` learns, from 257 to 65536; `bytes` always has 256.
     pub vocabulary: usize,
     /// Folder where learned tokenizers are kept.
     pub cache_dir: PathBuf,
-    /// Last part of the text, kept for validation.
+    /// Fraction of the tokens, at the end of the text, that is kept for validation.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub validation_fraction: f64,
     /// Train on this many samples only, from the start of the text; null for all.
+    #[schemars(range(min = 1))]
     pub max_samples: Option<u64>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What the data are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DataKind {
+    /// One text file, cut into samples of `model.context` tokens.
     Text,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// How text becomes tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TokenizerKind {
+    /// One token a byte: 256 of them.
     Bytes,
+    /// Byte-pair encoding, learned from the text once and kept in `data.cache_dir`.
     Bpe,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// What makes up one step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Batch {
     /// Micro-batches in a step, over all ranks: the leaves of the ordered sum. At least the number of ranks.
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub micro_batches: usize,
     /// Samples in a micro-batch.
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub micro_batch_size: usize,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// How ranks share the work. Nothing here changes bits, except `reduction: native`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Parallel {
+    /// What the ranks share out. It does not change bits under `reduction: ordered`.
     pub strategy: StrategyKind,
+    /// How ranks talk to one another.
     pub backend: Backend,
+    /// In which order the gradients of the micro-batches are added.
     pub reduction: Reduction,
     /// Capacity of a gradient bucket, in MiB. It does not change bits.
+    #[schemars(range(max = 16_384), extend("exclusiveMinimum" = 0))]
     pub bucket_mb: f64,
     /// Seconds that a collective may take before all ranks are ended with exit code 90.
+    #[schemars(range(max = 1_000_000), extend("exclusiveMinimum" = 0))]
     pub timeout_s: f64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What the ranks share out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StrategyKind {
     /// One rank, no communication.
@@ -143,17 +180,20 @@ impl StrategyKind {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// How ranks talk to one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Backend {
     /// `mpi` under an MPI launcher, else `solo`.
     Auto,
     /// One process, no MPI.
     Solo,
+    /// Collectives of the MPI that launched the ranks.
     Mpi,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// In which order gradients are added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reduction {
     /// Along one fixed tree over the micro-batches: the same bits for every number of ranks.
@@ -172,28 +212,38 @@ impl Reduction {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The optimizer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Optim {
+    /// Update rule.
     pub kind: OptimKind,
     /// Peak learning rate.
+    #[schemars(range(min = 0))]
     pub lr: f64,
-    /// AdamW's decay rates of the first and the second moment.
+    /// AdamW's decay rates of the first and the second moment, each at least 0 and below 1.
     pub betas: [f64; 2],
     /// AdamW's term against division by zero.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub eps: f64,
     /// SGD's momentum.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub momentum: f64,
     /// Decoupled weight decay of matrices and embeddings; vectors (biases, norms) have none.
+    #[schemars(range(min = 0))]
     pub weight_decay: f64,
     /// Largest global gradient norm; null for no clipping.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub clip_norm: Option<f64>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Update rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OptimKind {
+    /// AdamW (Loshchilov and Hutter 2019): `betas`, `eps`, decoupled `weight_decay`.
     Adamw,
+    /// Stochastic gradient descent with `momentum` and decoupled `weight_decay`.
     Sgd,
 }
 
@@ -207,48 +257,61 @@ impl OptimKind {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Length of the training and its learning rate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Schedule {
+    /// Shape of the learning rate after warm-up.
     pub kind: ScheduleKind,
-    /// Steps over which the learning rate rises from 0.
+    /// Steps over which the learning rate rises linearly to the peak; at most `schedule.steps`.
     pub warmup_steps: u64,
     /// Steps of the whole training.
+    #[schemars(range(min = 1))]
     pub steps: u64,
     /// Learning rate at the last step, as a fraction of the peak (not for `constant`).
+    #[schemars(range(min = 0, max = 1))]
     pub final_fraction: f64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Shape of the learning rate after warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleKind {
+    /// Half a cosine from the peak to `final_fraction` of it.
     Cosine,
+    /// A straight line from the peak to `final_fraction` of it.
     Linear,
+    /// The peak throughout.
     Constant,
 }
 
 /// Number format of forward and backward; masters and sums are always fp32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
+    /// IEEE single precision.
     Fp32,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Loss on the validation split.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluate {
     /// Evaluate on the validation split every this many steps and at the last one; 0 for never.
     pub every: u64,
     /// Micro-batches of the validation split that an evaluation reads.
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub micro_batches: usize,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// When the state is saved, and what is kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Checkpoint {
     /// Save every this many steps, and at the end; 0 for at the end only.
     pub every: u64,
     /// Checkpoints kept besides milestones; older ones are deleted once a newer one is published.
+    #[schemars(range(min = 1))]
     pub keep: usize,
     /// Steps that are multiples of this are never deleted; 0 for none.
     pub milestone_every: u64,
@@ -256,7 +319,8 @@ pub struct Checkpoint {
     pub at_start: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// How much the run record holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
     /// Write digests every this many steps and at the first and the last; 0 for none.
