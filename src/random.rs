@@ -1,0 +1,174 @@
+//! Random numbers that depend on what they are for, never on who draws them or when.
+//!
+//! Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11) is a function from a key and
+//! a counter to 128 random bits: no state to carry, save or share. The key is the run's seed; the counter names
+//! the use (purpose, tensor or layer, micro-batch, step) and the element. So a rank that computes micro-batch 5
+//! draws the numbers of micro-batch 5, whichever rank it is, in the first attempt and after a restart.
+
+/// What random numbers are for. Streams of different purposes have no counter in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    InitialWeights = 1,
+    SampleOrder = 2,
+    Dropout = 3,
+}
+
+/// An endless sequence of random numbers: element `i` depends on these fields and `i` alone. Streams of which any
+/// field differs are independent of each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stream {
+    /// The run's seed.
+    pub seed: u64,
+    pub purpose: Purpose,
+    /// The site that draws: a tensor, a layer. Below 2^24.
+    pub a: u32,
+    /// Micro-batch, or 0.
+    pub b: u32,
+    /// Step or epoch, or 0.
+    pub c: u32,
+}
+
+/// Counters that are worked on side by side, so that the compiler fills vector registers with them.
+const LANES: usize = 16;
+const BLOCK_WORDS: usize = 4;
+const BATCH_WORDS: usize = LANES * BLOCK_WORDS;
+type Words<const N: usize> = [[u32; N]; BLOCK_WORDS];
+
+/// Philox4x32-10 of `N` counters: word `w` of counter `l` is `counters[w][l]`, and so is the result's.
+#[inline(always)]
+fn philox<const N: usize>(mut counters: Words<N>, mut key: [u32; 2]) -> Words<N> {
+    for _ in 0..10 {
+        let [c0, c1, c2, c3] = counters;
+        for lane in 0..N {
+            let product0 = u64::from(c0[lane]) * 0xD251_1F53;
+            let product1 = u64::from(c2[lane]) * 0xCD9E_8D57;
+            counters[0][lane] = (product1 >> 32) as u32 ^ c1[lane] ^ key[0];
+            counters[1][lane] = product1 as u32;
+            counters[2][lane] = (product0 >> 32) as u32 ^ c3[lane] ^ key[1];
+            counters[3][lane] = product0 as u32;
+        }
+        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+    }
+    counters
+}
+
+impl Stream {
+    /// First values of the parameter that is the `tensor`-th of the model.
+    pub fn initial_weights(seed: u64, tensor: u32) -> Self {
+        Self { seed, purpose: Purpose::InitialWeights, a: tensor, b: 0, c: 0 }
+    }
+
+    /// The order of the samples in one epoch.
+    pub fn sample_order(seed: u64, epoch: u64) -> Self {
+        Self { seed, purpose: Purpose::SampleOrder, a: 0, b: (epoch >> 32) as u32, c: epoch as u32 }
+    }
+
+    /// What dropout at one `site` of the model zeroes for one micro-batch of one step.
+    pub fn dropout(seed: u64, site: u32, micro_batch: u32, step: u32) -> Self {
+        Self { seed, purpose: Purpose::Dropout, a: site, b: micro_batch, c: step }
+    }
+
+    /// Uniform 32-bit numbers: elements `0..out.len()`.
+    pub fn fill_u32(&self, out: &mut [u32]) {
+        self.fill_u32_at(0, out);
+    }
+
+    /// Uniform 32-bit numbers: elements `offset..offset + out.len()`, of which a stream has 2^34.
+    pub fn fill_u32_at(&self, offset: u64, out: &mut [u32]) {
+        let within = (offset % BLOCK_WORDS as u64) as usize;
+        let mut block = offset / BLOCK_WORDS as u64;
+        let (head, rest) =
+            out.split_at_mut(if within == 0 { 0 } else { (BLOCK_WORDS - within).min(out.len()) });
+        if !head.is_empty() {
+            head.copy_from_slice(&self.block(block)[within..within + head.len()]);
+            block += 1;
+        }
+        let (batches, tail) = rest.as_chunks_mut::<BATCH_WORDS>();
+        for batch in batches {
+            self.batch(block, batch);
+            block += LANES as u64;
+        }
+        for words in tail.chunks_mut(BLOCK_WORDS) {
+            words.copy_from_slice(&self.block(block)[..words.len()]);
+            block += 1;
+        }
+    }
+
+    /// Element `index` of a sequence of uniform numbers in `[0, 1)`, multiples of 2^-53.
+    pub fn uniform_f64(&self, index: u64) -> f64 {
+        let words = self.block(index / 2);
+        let first = (index % 2) as usize * 2;
+        unit(words[first], words[first + 1])
+    }
+
+    /// Normally distributed numbers: Box–Muller in double precision, then rounded. The logarithm, sine and cosine
+    /// are those of the `libm` crate, because a C library's differ in the last bit between versions and processors.
+    pub fn fill_normal(&self, mean: f64, std: f64, out: &mut [f32]) {
+        for (block, pair) in out.chunks_mut(2).enumerate() {
+            let words = self.block(block as u64);
+            let radius = (-2.0 * libm::log(1.0 - unit(words[0], words[1]))).sqrt();
+            let (sin, cos) = libm::sincos(std::f64::consts::TAU * unit(words[2], words[3]));
+            for (element, direction) in pair.iter_mut().zip([cos, sin]) {
+                *element = (mean + std * (radius * direction)) as f32;
+            }
+        }
+    }
+
+    /// Factors of inverted dropout: `1 / keep_probability` with that probability, else 0.
+    ///
+    /// # Panics
+    /// Unless the probability is in `0..=1`; the configuration's validation sees to that.
+    pub fn fill_keep_mask(&self, keep_probability: f64, out: &mut [f32]) {
+        assert!(
+            (0.0..=1.0).contains(&keep_probability),
+            "keep probability {keep_probability} is not in 0..=1"
+        );
+        // 2^32 for a probability of 1, which keeps every 32-bit number.
+        let threshold = (keep_probability * 4_294_967_296.0).round() as u64;
+        let factor = if threshold == 0 { 0.0 } else { (1.0 / keep_probability) as f32 };
+        let mut words = [0; BATCH_WORDS];
+        for (batch, factors) in out.chunks_mut(BATCH_WORDS).enumerate() {
+            self.batch((batch * LANES) as u64, &mut words);
+            for (element, &word) in factors.iter_mut().zip(&words) {
+                *element = if u64::from(word) < threshold { factor } else { 0.0 };
+            }
+        }
+    }
+
+    /// The last three words of the counter, and the key.
+    fn name(&self) -> ([u32; 3], [u32; 2]) {
+        assert!(self.a < 1 << 24, "random site {} is not below 2^24", self.a);
+        ([self.a | (self.purpose as u32) << 24, self.b, self.c], [self.seed as u32, (self.seed >> 32) as u32])
+    }
+
+    /// Elements `4 * block..4 * block + 4`.
+    fn block(&self, block: u64) -> [u32; BLOCK_WORDS] {
+        let ([a, b, c], key) = self.name();
+        philox([[counter(block)], [a], [b], [c]], key).map(|[word]| word)
+    }
+
+    /// Elements from `4 * first` on.
+    fn batch(&self, first: u64, out: &mut [u32; BATCH_WORDS]) {
+        let ([a, b, c], key) = self.name();
+        let blocks = std::array::from_fn(|lane| counter(first + lane as u64));
+        let words = philox([blocks, [a; LANES], [b; LANES], [c; LANES]], key);
+        for (lane, block) in out.as_chunks_mut::<BLOCK_WORDS>().0.iter_mut().enumerate() {
+            *block = [words[0][lane], words[1][lane], words[2][lane], words[3][lane]];
+        }
+    }
+}
+
+/// The counter word of a block. A stream that wrapped would repeat itself unnoticed.
+fn counter(block: u64) -> u32 {
+    u32::try_from(block).expect("a random stream has 2^34 elements")
+}
+
+/// A multiple of 2^-53 in `[0, 1)` from 64 random bits.
+fn unit(high: u32, low: u32) -> f64 {
+    let bits = u64::from(high) << 32 | u64::from(low);
+    (bits >> 11) as f64 / (1u64 << 53) as f64
+}
+
+#[cfg(test)]
+#[path = "random_tests.rs"]
+mod tests;
