@@ -1,1 +1,18 @@
+//! lockstep: data-parallel training whose result does not depend on the number of processes, the strategy, or a
+//! restart. `docs/ARCHITECTURE.md` is the map of this crate.
 
+pub mod checkpoint;
+pub mod comm;
+pub mod config {
+    pub mod schema;
+}
+pub mod files;
+pub mod grad;
+pub mod metrics;
+pub mod model;
+pub mod mutate;
+pub mod optim;
+pub mod partition;
+pub mod random;
+pub mod strategy;
+pub mod torch;

@@ -1,0 +1,68 @@
+//! How ranks exchange data: one trait, an implementation without communication and one over MPI.
+
+mod mpi;
+mod solo;
+mod watchdog;
+
+pub use self::mpi::MpiComm;
+pub use solo::SoloComm;
+
+/// A collective that failed on this rank.
+#[derive(Debug, thiserror::Error)]
+pub enum CommError {
+    #[error("{operation}: {reason}")]
+    Failed { operation: &'static str, reason: String },
+    #[error("{operation}: {elements} elements in one message, but MPI counts to {}; lower parallel.bucket_mb", i32::MAX)]
+    TooLarge { operation: &'static str, elements: usize },
+}
+
+/// The collectives that the strategies are made of. All ranks call the same ones in the same order; each call
+/// returns when this rank's part is done. Counts and offsets are in elements.
+pub trait Comm {
+    fn rank(&self) -> usize;
+    fn size(&self) -> usize;
+    /// As the run record spells it: `solo`, `mpi`.
+    fn name(&self) -> &'static str;
+
+    /// Sends `send_counts[r]` elements to each rank r and receives `recv_counts[r]` from it, all back to back.
+    fn all_to_all(
+        &self,
+        send: &[f32],
+        send_counts: &[usize],
+        recv: &mut [f32],
+        recv_counts: &[usize],
+    ) -> Result<(), CommError>;
+
+    /// Concatenates each rank's `send` (of `counts[r]` elements) in rank order.
+    fn all_gather(&self, send: &[f32], recv: &mut [f32], counts: &[usize]) -> Result<(), CommError>;
+
+    /// Sums `buffer` over all ranks in an order of the library's choice.
+    fn all_reduce_native(&self, buffer: &mut [f32]) -> Result<(), CommError>;
+
+    /// Sums `send` over all ranks in an order of the library's choice; rank r gets `counts[r]` elements of it.
+    fn reduce_scatter_native(&self, send: &[f32], recv: &mut [f32], counts: &[usize]) -> Result<(), CommError>;
+
+    /// Everybody's message, in rank order. Lengths may differ.
+    fn all_gather_bytes(&self, send: &[u8]) -> Result<Vec<Vec<u8>>, CommError>;
+
+    /// Rank `root`'s bytes to everybody.
+    fn broadcast(&self, root: usize, bytes: &mut [u8]) -> Result<(), CommError>;
+
+    fn barrier(&self) -> Result<(), CommError>;
+
+    /// Ends all ranks at once with this exit code.
+    fn abort(&self, exit_code: i32) -> !;
+}
+
+/// The first error of any rank, as `rank r: message`, for everybody: so that all ranks leave together, and one of
+/// them can say why.
+pub fn agree(comm: &dyn Comm, mine: Result<(), String>) -> Result<Result<(), String>, CommError> {
+    let mut message = vec![u8::from(mine.is_err())];
+    message.extend(mine.err().unwrap_or_default().into_bytes());
+    let all = comm.all_gather_bytes(&message)?;
+    let failed = all.iter().enumerate().find(|(_, message)| message.first() == Some(&1));
+    Ok(match failed {
+        None => Ok(()),
+        Some((rank, message)) => Err(format!("rank {rank}: {}", String::from_utf8_lossy(&message[1..]))),
+    })
+}

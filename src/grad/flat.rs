@@ -1,0 +1,77 @@
+//! Flat fp32 buffers: one tensor a bucket, seen by libtorch as a tensor and by the ordered sum as a slice.
+
+use std::ops::Range;
+
+use tch::{Device, Kind, Tensor};
+
+use super::layout::Layout;
+
+/// One contiguous fp32 tensor on the CPU with access to its elements.
+#[derive(Debug)]
+pub struct Flat(Tensor);
+
+impl Flat {
+    pub fn zeros(elements: usize) -> Self {
+        Self(Tensor::zeros([elements as i64], (Kind::Float, Device::Cpu)))
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.numel()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn as_slice(&self) -> &[f32] {
+        // SAFETY: contiguous fp32 on the CPU (made by `zeros`, never resized); no view of it is written to while
+        // this borrow lives, since all writes go through `&mut self` or through libtorch calls between borrows.
+        unsafe { std::slice::from_raw_parts(self.0.data_ptr().cast(), self.len()) }
+    }
+
+    pub fn as_mut_slice(&mut self) -> &mut [f32] {
+        // SAFETY: as above, and `&mut self` excludes other borrows.
+        unsafe { std::slice::from_raw_parts_mut(self.0.data_ptr().cast(), self.len()) }
+    }
+
+    /// A view of some elements that shares their memory.
+    pub fn view(&self, range: Range<usize>) -> Tensor {
+        self.0.narrow(0, range.start as i64, range.len() as i64)
+    }
+}
+
+/// One buffer a bucket.
+pub fn zeros(layout: &Layout) -> Vec<Flat> {
+    layout.buckets.iter().map(|bucket| Flat::zeros(bucket.elements)).collect()
+}
+
+/// The elements of a contiguous fp32 CPU tensor.
+///
+/// # Panics
+/// If it is of another kind: gradients of fp32 parameters never are.
+pub fn elements(tensor: &Tensor) -> &[f32] {
+    assert!(tensor.kind() == Kind::Float && tensor.device() == Device::Cpu && tensor.is_contiguous());
+    // SAFETY: just checked; the borrow keeps the tensor alive.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
+}
+
+/// `sum[i] += other[i]`.
+pub fn add(sum: &mut [f32], other: &[f32]) {
+    assert_eq!(sum.len(), other.len());
+    for (sum, other) in sum.iter_mut().zip(other) {
+        *sum += other;
+    }
+}
+
+/// The bytes of fp32 elements, as files and digests hold them.
+pub fn bytes(values: &[f32]) -> &[u8] {
+    const { assert!(cfg!(target_endian = "little"), "the run record is little endian") };
+    // SAFETY: every byte of an f32 is initialised, and u8 has no alignment.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// The same, to be filled.
+pub fn bytes_mut(values: &mut [f32]) -> &mut [u8] {
+    // SAFETY: as above; every bit pattern is an f32.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
+}

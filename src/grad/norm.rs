@@ -1,0 +1,112 @@
+//! Norms whose bits do not depend on who holds what.
+//!
+//! Each block's sum of squares is taken in double precision by the rank that owns the block; every rank then adds
+//! the blocks' sums in the order of the model. No partial sum ever spans a shard boundary.
+
+use std::ops::Range;
+
+use lockstep_record::BLOCK_ELEMENTS;
+
+use super::layout::Layout;
+
+/// Lanes that are added in parallel: fixed, because it decides the order of the additions.
+const LANES: usize = 8;
+
+/// Sum of squares of one block in double precision, along a fixed order: eight interleaved sums, then those in
+/// order.
+pub fn block_square_sum(block: &[f32]) -> f64 {
+    let mut lanes = [0f64; LANES];
+    for chunk in block.chunks(LANES) {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane += f64::from(value) * f64::from(value);
+        }
+    }
+    lanes.iter().sum()
+}
+
+/// Sums of squares of the blocks of one tensor's elements.
+pub fn tensor_square_sums(elements: &[f32]) -> Vec<f64> {
+    elements.chunks(BLOCK_ELEMENTS).map(block_square_sum).collect()
+}
+
+/// Sums of squares of the blocks that `shard` (one bucket's owned elements) covers, in order.
+pub fn shard_square_sums(bucket: &[f32], shard: &Range<usize>) -> Vec<f64> {
+    tensor_square_sums(&bucket[shard.clone()])
+}
+
+/// The planted bug: the whole shard in one go and in single precision, as the first of its blocks' sums.
+pub fn single_precision_square_sum(bucket: &[f32], shard: &Range<usize>) -> Vec<f64> {
+    let mut sums = vec![0.0; shard.len().div_ceil(BLOCK_ELEMENTS)];
+    if let Some(first) = sums.first_mut() {
+        *first = f64::from(bucket[shard.clone()].iter().fold(0f32, |sum, value| sum + value * value));
+    }
+    sums
+}
+
+/// The L2 norm of each parameter and of all together, from the sums of squares of each bucket's blocks.
+pub fn norms(layout: &Layout, buckets: &[Vec<f64>]) -> (Vec<f64>, f64) {
+    let square_sum = |slot: &super::layout::Slot| sum(&buckets[slot.bucket][slot.blocks()]);
+    let squares: Vec<f64> = layout.slots.iter().map(square_sum).collect();
+    (squares.iter().map(|square| square.sqrt()).collect(), sum(&squares).sqrt())
+}
+
+fn sum(values: &[f64]) -> f64 {
+    values.iter().fold(0.0, |sum, value| sum + value)
+}
+
+/// The factor that brings a gradient of norm `norm` down to `limit`, as `torch.nn.utils.clip_grad_norm_` computes
+/// it: limit / (norm + 1e-6), at most 1.
+pub fn clip_coefficient(norm: f64, limit: Option<f64>) -> f32 {
+    limit.map_or(1.0, |limit| (limit / (norm + 1e-6)).min(1.0) as f32)
+}
+
+/// Scales the part of a bucket that `shard` covers. A coefficient of 1 leaves the bits alone.
+pub fn scale(bucket: &mut [f32], shard: &Range<usize>, coefficient: f32) {
+    if coefficient != 1.0 {
+        bucket[shard.clone()].iter_mut().for_each(|value| *value *= coefficient);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grad::layout::ParameterSpec;
+    use approx::assert_relative_eq;
+    use proptest::prelude::*;
+
+    #[test]
+    fn it_is_the_norm() {
+        let specs = [("a", vec![3, 700]), ("b", vec![50])];
+        let specs = specs.map(|(name, shape)| ParameterSpec { name: name.into(), shape });
+        let layout = Layout::plan(specs.to_vec(), 1 << 20);
+        let buckets: Vec<Vec<f32>> = layout.buckets.iter().map(|b| vec![0.0; b.elements]).collect();
+        let mut filled = buckets.clone();
+        for slot in &layout.slots {
+            filled[slot.bucket][slot.range()].fill(0.5);
+        }
+        let sums: Vec<Vec<f64>> = filled.iter().map(|bucket| tensor_square_sums(bucket)).collect();
+        let (each, all) = norms(&layout, &sums);
+        assert_relative_eq!(each[0], (2100f64 / 4.0).sqrt());
+        assert_relative_eq!(all, (2150f64 / 4.0).sqrt());
+    }
+
+    #[test]
+    fn clipping_only_shrinks() {
+        assert_eq!(clip_coefficient(0.5, Some(1.0)), 1.0);
+        assert_eq!(clip_coefficient(4.0, None), 1.0);
+        assert_relative_eq!(clip_coefficient(4.0, Some(1.0)), 0.25, epsilon = 1e-6);
+        assert!(clip_coefficient(f64::NAN, Some(1.0)).is_nan() || clip_coefficient(f64::NAN, Some(1.0)) == 1.0);
+    }
+
+    proptest! {
+        #[test]
+        fn shards_yield_the_same_sums(values in prop::collection::vec(-1e3f32..1e3, 1..6), parts in 1usize..7) {
+            let bucket: Vec<f32> = (0..8 * BLOCK_ELEMENTS).map(|i| values[i % values.len()] / (i + 1) as f32).collect();
+            let sharded: Vec<f64> = (0..parts)
+                .map(|part| crate::partition::share(8, parts, part))
+                .flat_map(|blocks| shard_square_sums(&bucket, &(blocks.start * BLOCK_ELEMENTS..blocks.end * BLOCK_ELEMENTS)))
+                .collect();
+            prop_assert_eq!(sharded, tensor_square_sums(&bucket));
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Digests of tensors, gathered from all ranks into the lines of `digests.jsonl`.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use lockstep_record::{BLOCK_BYTES, Digest, DigestLine, Phase, Real, block_digests, rank_ranges, tensor_digest};
+
+use crate::comm::{Comm, CommError};
+use crate::grad::flat::{Flat, bytes};
+use crate::grad::layout::Layout;
+use crate::grad::norm::tensor_square_sums;
+
+/// A tensor's digest and its norm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fingerprint {
+    digest: Digest,
+    /// Bits of the norm, so that fingerprints can be compared.
+    norm: u64,
+}
+
+/// Bytes of a digest and a double on the wire.
+const ENTRY: usize = 24;
+
+impl Fingerprint {
+    pub fn of(elements: &[f32]) -> Self {
+        let blocks = block_digests(bytes(elements), BLOCK_BYTES);
+        Self::from_blocks(blocks, &tensor_square_sums(elements))
+    }
+
+    fn from_blocks(blocks: Vec<Digest>, square_sums: &[f64]) -> Self {
+        let square_sum = square_sums.iter().fold(0.0, |sum, square_sum| sum + square_sum);
+        Self { digest: tensor_digest(blocks), norm: square_sum.sqrt().to_bits() }
+    }
+
+    fn line(&self, step: u64, phase: Phase, tensor: String) -> DigestLine {
+        let norm = Real(f64::from_bits(self.norm));
+        DigestLine { step, phase, tensor, micro_batch: None, digest: self.digest, norm, ranks: vec![], sharded: false }
+    }
+}
+
+/// Fingerprints of every parameter in buffers that this rank holds whole.
+fn fingerprints(layout: &Layout, buffers: &[Flat]) -> Vec<Fingerprint> {
+    layout.slots.iter().map(|slot| Fingerprint::of(&buffers[slot.bucket].as_slice()[slot.range()])).collect()
+}
+
+fn encode(entries: impl IntoIterator<Item = (Digest, u64)>) -> Vec<u8> {
+    entries.into_iter().flat_map(|(digest, bits)| [&digest.0.to_le_bytes()[..], &bits.to_le_bytes()].concat()).collect()
+}
+
+fn decode(message: &[u8]) -> impl Iterator<Item = (Digest, u64)> {
+    message.as_chunks::<ENTRY>().0.iter().map(|entry| {
+        let (digest, bits) = entry.split_at(16);
+        let digest = digest.try_into().map(u128::from_le_bytes).unwrap_or_default();
+        (Digest(digest), bits.try_into().map(u64::from_le_bytes).unwrap_or_default())
+    })
+}
+
+/// Lines for tensors of which every rank has a copy: ranks with the same value share a line.
+pub fn replicas(
+    comm: &dyn Comm,
+    layout: &Layout,
+    (step, phase): (u64, Phase),
+    prefix: &str,
+    buffers: &[Flat],
+) -> Result<Vec<DigestLine>, CommError> {
+    let mine = fingerprints(layout, buffers);
+    let messages = comm.all_gather_bytes(&encode(mine.iter().map(|print| (print.digest, print.norm))))?;
+    let ranks: Vec<Vec<_>> = messages.iter().map(|message| decode(message).collect()).collect();
+    let mut lines = Vec::new();
+    for (index, parameter) in layout.parameters.iter().enumerate() {
+        let mut holders: BTreeMap<Fingerprint, Vec<u32>> = BTreeMap::new();
+        for (rank, entries) in ranks.iter().enumerate() {
+            if let Some(&(digest, norm)) = entries.get(index) {
+                holders.entry(Fingerprint { digest, norm }).or_default().push(rank as u32);
+            }
+        }
+        // The line of rank 0 comes first.
+        let mut holders: Vec<_> = holders.into_iter().collect();
+        holders.sort_by_key(|(_, ranks)| ranks[0]);
+        for (print, ranks) in holders {
+            let line = print.line(step, phase, format!("{prefix}{}", parameter.name));
+            lines.push(DigestLine { ranks: rank_ranges(ranks), ..line });
+        }
+    }
+    Ok(lines)
+}
+
+/// Lines for tensors that the ranks hold together: `owned(rank)[bucket]` of each. `buffers` start at this rank's
+/// `start(bucket)`.
+pub fn shards(
+    comm: &dyn Comm,
+    layout: &Layout,
+    (step, phase): (u64, Phase),
+    prefix: &str,
+    owned: &dyn Fn(usize) -> Vec<Range<usize>>,
+    elements: &dyn Fn(usize, Range<usize>) -> Vec<f32>,
+) -> Result<Vec<DigestLine>, CommError> {
+    let mut mine = Vec::new();
+    for part in layout.parts(&owned(comm.rank())) {
+        let values = elements(part.bucket, part.range);
+        let squares = tensor_square_sums(&values);
+        mine.extend(block_digests(bytes(&values), BLOCK_BYTES).into_iter().zip(squares.into_iter().map(f64::to_bits)));
+    }
+    let messages = comm.all_gather_bytes(&encode(mine))?;
+    // By parameter: the parts in order of offset, each with its blocks.
+    let mut parts = vec![BTreeMap::new(); layout.parameters.len()];
+    for (rank, message) in messages.iter().enumerate() {
+        let mut blocks = decode(message);
+        for part in layout.parts(&owned(rank)) {
+            let count = part.range.len().div_ceil(lockstep_record::BLOCK_ELEMENTS);
+            parts[part.parameter].insert(part.offset, blocks.by_ref().take(count).collect::<Vec<_>>());
+        }
+    }
+    let everyone = rank_ranges(0..comm.size() as u32);
+    let line = |(parameter, parts): (usize, BTreeMap<usize, Vec<(Digest, u64)>>)| {
+        let (blocks, squares): (Vec<_>, Vec<_>) = parts.into_values().flatten().unzip();
+        let squares: Vec<f64> = squares.into_iter().map(f64::from_bits).collect();
+        let print = Fingerprint::from_blocks(blocks, &squares);
+        let line = print.line(step, phase, format!("{prefix}{}", layout.parameters[parameter].name));
+        DigestLine { ranks: everyone.clone(), sharded: comm.size() > 1, ..line }
+    };
+    Ok(parts.into_iter().enumerate().map(line).collect())
+}
+
+/// Lines for each micro-batch's own gradient; `mine` holds this rank's, one entry a parameter, and `first` says
+/// which micro-batch each rank's first one is.
+pub fn local_gradients(
+    comm: &dyn Comm,
+    layout: &Layout,
+    step: u64,
+    mine: &[Vec<Fingerprint>],
+    first: &dyn Fn(usize) -> usize,
+) -> Result<Vec<DigestLine>, CommError> {
+    let messages = comm.all_gather_bytes(&encode(mine.iter().flatten().map(|print| (print.digest, print.norm))))?;
+    let mut lines = Vec::new();
+    for (rank, message) in messages.iter().enumerate() {
+        for (index, (digest, norm)) in decode(message).enumerate() {
+            let micro_batch = first(rank) + index / layout.parameters.len();
+            let name = layout.parameters[index % layout.parameters.len()].name.clone();
+            let line = Fingerprint { digest, norm }.line(step, Phase::LocalGradient, name);
+            let ranks = vec![(rank as u32, rank as u32)];
+            lines.push(DigestLine { micro_batch: Some(micro_batch as u32), ranks, ..line });
+        }
+    }
+    Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::comm::SoloComm;
+    use crate::grad::flat;
+    use crate::grad::layout::ParameterSpec;
+
+    fn layout() -> Layout {
+        let spec = |name: &str, shape: &[i64]| ParameterSpec { name: name.into(), shape: shape.into() };
+        Layout::plan(vec![spec("a", &[70, 50]), spec("b", &[30])], 1 << 20)
+    }
+
+    #[test]
+    fn shards_have_the_digest_of_the_whole() {
+        let layout = layout();
+        let mut buffers = flat::zeros(&layout);
+        for flat in &mut buffers {
+            flat.as_mut_slice().iter_mut().enumerate().for_each(|(i, value)| *value = i as f32 * 0.37);
+        }
+        let at = (4, Phase::Optimizer);
+        let whole = replicas(&SoloComm, &layout, at, "m/", &buffers).unwrap();
+        let all = |_: usize| buffers.iter().map(|flat| 0..flat.len()).collect();
+        let elements = |bucket: usize, range: Range<usize>| buffers[bucket].as_slice()[range].to_vec();
+        let together = shards(&SoloComm, &layout, at, "m/", &all, &elements).unwrap();
+        assert_eq!(whole, together);
+        assert_eq!(whole[1].tensor, "m/b");
+        assert_eq!(whole[1].ranks, [(0, 0)]);
+    }
+}

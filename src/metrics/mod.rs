@@ -1,0 +1,14 @@
+//! What a run leaves behind: the record's files, digests, progress and logs. Rank 0 writes; all ranks contribute.
+
+mod csv;
+mod digests;
+mod logs;
+mod memory;
+mod progress;
+mod recorder;
+
+pub use digests::{Fingerprint, local_gradients, replicas, shards};
+pub use logs::start_logging;
+pub use memory::resident_bytes;
+pub use progress::Progress;
+pub use recorder::Recorder;

@@ -1,0 +1,63 @@
+//! Dropout whose mask depends on what is dropped, never on who computes it.
+
+use tch::{TchError, Tensor};
+
+use crate::mutate::{Mutation, active};
+use crate::random::Stream;
+
+/// Keys of one micro-batch's dropout masks: (seed, step, micro-batch), to which each site in the model adds its
+/// own number.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout {
+    pub probability: f64,
+    pub seed: u64,
+    /// Number of the update, from 1.
+    pub step: u64,
+    /// Index in the global batch.
+    pub micro_batch: usize,
+    /// Not part of any key; a planted bug uses it.
+    pub rank: usize,
+}
+
+impl Dropout {
+    /// Inverted dropout (Srivastava et al. 2014): zero with the probability, else scaled by 1/(1 − probability).
+    /// `site` numbers the places in the model.
+    pub fn apply(&self, site: u32, input: &Tensor) -> Result<Tensor, TchError> {
+        let mut factors = vec![0f32; input.numel()];
+        let micro_batch = if active(Mutation::DropoutByRank) { self.rank } else { self.micro_batch };
+        Stream::dropout(self.seed, site, micro_batch as u32, self.step as u32)
+            .fill_keep_mask(1.0 - self.probability, &mut factors);
+        input.f_mul(&Tensor::f_from_slice(&factors)?.f_view(input.size().as_slice())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mask(dropout: Dropout, site: u32) -> Vec<f32> {
+        let ones = Tensor::ones([64, 32], (tch::Kind::Float, tch::Device::Cpu));
+        Vec::try_from(dropout.apply(site, &ones).unwrap().view(-1)).unwrap()
+    }
+
+    #[test]
+    fn each_key_has_its_mask_and_the_rank_is_none_of_them() {
+        let base = Dropout { probability: 0.25, seed: 1, step: 2, micro_batch: 3, rank: 0 };
+        let others = [
+            Dropout { seed: 9, ..base },
+            Dropout { step: 9, ..base },
+            Dropout { micro_batch: 9, ..base },
+        ];
+        assert!(others.iter().all(|&other| mask(other, 0) != mask(base, 0)));
+        assert_ne!(mask(base, 1), mask(base, 0));
+        assert_eq!(mask(Dropout { rank: 5, ..base }, 0), mask(base, 0));
+    }
+
+    #[test]
+    fn it_zeroes_its_share_and_keeps_the_mean() {
+        let values = mask(Dropout { probability: 0.25, seed: 1, step: 2, micro_batch: 3, rank: 0 }, 0);
+        let zeros = values.iter().filter(|&&value| value == 0.0).count() as f64 / values.len() as f64;
+        assert!((zeros - 0.25).abs() < 0.04, "{zeros}");
+        assert!(values.iter().all(|&value| value == 0.0 || (value - 1.0 / 0.75).abs() < 1e-6));
+    }
+}

@@ -1,0 +1,88 @@
+// What libtorch offers in C++ and tch does not wrap. Each function returns false on an exception and leaves its
+// message in `lockstep_torch_error`: nothing may unwind into Rust.
+#include <ATen/ATen.h>
+#include <ATen/Context.h>
+#include <ATen/Version.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/_fused_sgd.h>
+#include <torch/version.h>
+
+#include <string>
+#include <vector>
+
+namespace {
+thread_local std::string last_error;
+
+template <typename Body>
+bool guarded(Body body) {
+  try {
+    body();
+    return true;
+  } catch (const std::exception& error) {
+    last_error = error.what();
+  } catch (...) {
+    last_error = "unknown C++ exception";
+  }
+  return false;
+}
+}  // namespace
+
+extern "C" {
+
+const char* lockstep_torch_error() { return last_error.c_str(); }
+
+// Moves the gradient out of a leaf, so that the next backward pass stores a new one instead of adding to it.
+// `*gradient` is null if there is none; otherwise the caller owns it.
+bool lockstep_take_grad(at::Tensor* leaf, at::Tensor** gradient) {
+  return guarded([&] {
+    at::Tensor& slot = leaf->mutable_grad();
+    *gradient = slot.defined() ? new at::Tensor(std::move(slot)) : nullptr;
+    slot.reset();
+  });
+}
+
+// torch.optim.AdamW(fused=True) on one tensor. `step` is the number of this update, from 1.
+bool lockstep_fused_adamw(at::Tensor* parameter, at::Tensor* gradient, at::Tensor* exp_avg, at::Tensor* exp_avg_sq,
+                          float step, double lr, double beta1, double beta2, double weight_decay, double eps) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    at::Tensor state_step = at::scalar_tensor(step, at::kFloat);
+    at::_fused_adamw_({*parameter}, {*gradient}, {*exp_avg}, {*exp_avg_sq}, {}, {state_step}, lr, beta1, beta2,
+                      weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false);
+  });
+}
+
+// torch.optim.SGD(fused=True) without weight decay of its own on one tensor.
+bool lockstep_fused_sgd(at::Tensor* parameter, at::Tensor* gradient, at::Tensor* momentum_buffer, double lr,
+                        double momentum, bool is_first_step) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    // Without momentum the kernel takes no buffers.
+    std::vector<at::Tensor> buffers;
+    if (momentum != 0.0) buffers.push_back(*momentum_buffer);
+    at::_fused_sgd_({*parameter}, {*gradient}, buffers, /*weight_decay=*/0.0, momentum, lr,
+                    /*dampening=*/0.0, /*nesterov=*/false, /*maximize=*/false, is_first_step);
+  });
+}
+
+bool lockstep_set_deterministic(bool deterministic) {
+  return guarded([&] { at::globalContext().setDeterministicAlgorithms(deterministic, /*warn_only=*/false); });
+}
+
+// torch.backends.cpu.get_cpu_capability() and torch.__config__.show(): valid until the next call.
+const char* lockstep_cpu_capability() {
+  static std::string text;
+  guarded([&] { text = at::get_cpu_capability(); });
+  return text.c_str();
+}
+
+const char* lockstep_torch_config() {
+  static std::string text;
+  guarded([&] { text = at::show_config(); });
+  return text.c_str();
+}
+
+const char* lockstep_torch_version() { return TORCH_VERSION; }
+
+}  // extern "C"
