@@ -1,0 +1,194 @@
+//! How values fit together. Everything here is a pure function of the configuration, except that the data's file is
+//! looked for.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::check::{check_values, get};
+use super::document::shown;
+use super::error::Problem;
+use super::schema::{Backend, Config, Data, Positions, StrategyKind, TokenizerKind};
+
+/// Before the name of data that are part of the program.
+const EMBEDDED_PREFIX: &str = "embedded:";
+/// Data that are part of the program.
+const EMBEDDED_DATA: &[&str] = &["shakespeare"];
+/// Most file systems allow a name of 255 bytes; the rest is for suffixes.
+const NAME_BYTES_MAX: usize = 200;
+/// The 256 bytes come first in a learned vocabulary, and it holds at least one merge.
+const VOCABULARY: std::ops::RangeInclusive<usize> = 257..=65_536;
+/// libtorch counts elements and bytes in signed 64-bit integers.
+const SIZE_MAX: u128 = i64::MAX as u128;
+
+/// Everything that is wrong with a configuration, whatever the number of ranks.
+pub fn validate(config: &Config) -> Result<(), Vec<Problem>> {
+    // A configuration need not come from files: single values are checked here too.
+    let tree = serde_json::to_value(config).unwrap_or(Value::Null);
+    let mut problems = check_values(|key| get(&tree, key));
+    problems.extend(across_fields(config));
+    problems.extend(data_file(&config.data));
+    if problems.is_empty() { Ok(()) } else { Err(problems) }
+}
+
+/// Whether `world_size` ranks can run `config`.
+pub fn validate_world(config: &Config, world_size: usize) -> Result<(), Problem> {
+    let micro_batches = config.batch.micro_batches;
+    if config.parallel.strategy == StrategyKind::Single && world_size != 1 {
+        let message = format!("single is for one rank, but there are {world_size}");
+        return Err(Problem::new("parallel.strategy", message, "choose ddp or zero1, or start one process"));
+    }
+    if config.parallel.backend == Backend::Solo && world_size != 1 {
+        let message = format!("solo is for one rank, but there are {world_size}");
+        return Err(Problem::new("parallel.backend", message, "choose auto or mpi, or start one process"));
+    }
+    if micro_batches < world_size {
+        let message = format!("{micro_batches} micro-batches cannot be shared by {world_size} ranks");
+        let remedy = format!("set it to at least {world_size} (it changes the result), or start fewer ranks");
+        return Err(Problem::new("batch.micro_batches", message, remedy));
+    }
+    Ok(())
+}
+
+fn across_fields(config: &Config) -> Vec<Problem> {
+    let checks = [
+        run_name(&config.run.name),
+        path("run.dir", &config.run.dir),
+        path("data.path", &config.data.path),
+        path("data.cache_dir", &config.data.cache_dir),
+        heads(config),
+        betas(config.optim.betas),
+        clip_norm(config.optim.clip_norm),
+        vocabulary(&config.data),
+        warmup(config),
+        evaluation(config),
+        sizes(config),
+    ];
+    checks.into_iter().flatten().collect()
+}
+
+fn run_name(name: &str) -> Option<Problem> {
+    let plain =
+        !matches!(name, "" | "." | "..") && !name.contains(['/', '\\']) && !name.contains(char::is_control);
+    if plain && name.len() <= NAME_BYTES_MAX {
+        return None;
+    }
+    let message = format!("\"{}\" is not a plain folder name", shown(name));
+    let remedy =
+        format!("give one of up to {NAME_BYTES_MAX} bytes without slashes; run.dir says where it lies");
+    Some(Problem::new("run.name", message, remedy))
+}
+
+fn path(key: &str, path: &Path) -> Option<Problem> {
+    let text = path.to_string_lossy();
+    if text.is_empty() {
+        return Some(Problem::new(key, "the path is empty", "give one"));
+    }
+    if text.contains('\0') {
+        return Some(Problem::new(key, "the path holds a NUL character", "remove it"));
+    }
+    if text.starts_with("~/") || text == "~" {
+        return Some(Problem::new(key, "`~` is not expanded in a configuration", "write ${HOME} instead"));
+    }
+    None
+}
+
+fn heads(config: &Config) -> Option<Problem> {
+    let model = &config.model;
+    if model.heads == 0 || !model.width.is_multiple_of(model.heads) {
+        let message = format!("{} heads do not divide model.width, {}", model.heads, model.width);
+        return Some(Problem::new("model.heads", message, "make the width a multiple of the heads"));
+    }
+    let head_width = model.width / model.heads;
+    if model.positions == Positions::Rotary && !head_width.is_multiple_of(2) {
+        let message =
+            format!("rotary needs heads of even width, but model.width / model.heads is {head_width}");
+        return Some(Problem::new("model.positions", message, "change width or heads, or choose learned"));
+    }
+    None
+}
+
+fn betas(betas: [f64; 2]) -> Option<Problem> {
+    let bad = betas.into_iter().find(|beta| !(0.0..1.0).contains(beta))?;
+    Some(Problem::new("optim.betas", format!("{bad} is out of range"), "give two numbers from 0 below 1"))
+}
+
+/// As JSON a NaN reads like null, which would mean no clipping.
+fn clip_norm(clip_norm: Option<f64>) -> Option<Problem> {
+    let bad = clip_norm.filter(|norm| !norm.is_finite())?;
+    Some(Problem::new("optim.clip_norm", format!("found {bad}"), "give a number above 0, or null"))
+}
+
+fn vocabulary(data: &Data) -> Option<Problem> {
+    if data.tokenizer != TokenizerKind::Bpe || VOCABULARY.contains(&data.vocabulary) {
+        return None;
+    }
+    let message = format!("bpe cannot have {} tokens", data.vocabulary);
+    let remedy = format!("give a whole number from {} to {}", VOCABULARY.start(), VOCABULARY.end());
+    Some(Problem::new("data.vocabulary", message, remedy))
+}
+
+fn warmup(config: &Config) -> Option<Problem> {
+    let (warmup, steps) = (config.schedule.warmup_steps, config.schedule.steps);
+    let message = format!("{warmup} is more than schedule.steps, {steps}");
+    (warmup > steps)
+        .then(|| Problem::new("schedule.warmup_steps", message, "lower it, or train for more steps"))
+}
+
+fn evaluation(config: &Config) -> Option<Problem> {
+    if config.evaluate.every == 0 || config.data.validation_fraction > 0.0 {
+        return None;
+    }
+    let message = "there is nothing to evaluate on: data.validation_fraction is 0";
+    Some(Problem::new("evaluate.every", message, "set it to 0, or keep some data for validation"))
+}
+
+/// Products that the program forms later must fit in the integers that it forms them in.
+fn sizes(config: &Config) -> Option<Problem> {
+    let product =
+        |factors: &[usize]| factors.iter().fold(1u128, |all, factor| all.saturating_mul(*factor as u128));
+    let (model, batch) = (&config.model, &config.batch);
+    let vocabulary = config.data.vocabulary.max(256);
+    let block = product(&[12, model.width, model.width]) + product(&[13, model.width]);
+    let blocks = block.saturating_mul(model.layers as u128);
+    let embeddings = product(&[vocabulary + model.context, model.width]);
+    // Parameters, their gradients and two moments, of four bytes each.
+    let state_bytes = blocks.saturating_add(embeddings).saturating_mul(16);
+    if state_bytes > SIZE_MAX {
+        let message = "the parameters' size overflows";
+        return Some(Problem::new("model.width", message, "lower model.width or model.layers"));
+    }
+    let logits = product(&[batch.micro_batch_size, model.context, vocabulary, 4]);
+    let scores = product(&[batch.micro_batch_size, model.heads, model.context, model.context, 4]);
+    if logits.max(scores) > SIZE_MAX {
+        let message = "the size of a micro-batch's activations overflows";
+        return Some(Problem::new("batch.micro_batch_size", message, "lower it or model.context"));
+    }
+    let samples = product(&[batch.micro_batches, batch.micro_batch_size]);
+    if samples.saturating_mul(u128::from(config.schedule.steps)).saturating_mul(model.context as u128)
+        > SIZE_MAX
+    {
+        let message = "the number of tokens in the whole training overflows";
+        return Some(Problem::new("schedule.steps", message, "lower it"));
+    }
+    None
+}
+
+fn data_file(data: &Data) -> Option<Problem> {
+    let text = data.path.to_string_lossy();
+    if let Some(name) = text.strip_prefix(EMBEDDED_PREFIX) {
+        let known = EMBEDDED_DATA.contains(&name);
+        let remedy = format!("there is {EMBEDDED_PREFIX}{}", EMBEDDED_DATA.join(", "));
+        let message = format!("the program holds no data named {}", shown(name));
+        return (!known).then(|| Problem::new("data.path", message, remedy));
+    }
+    let remedy =
+        "give a text file (relative paths start from the working directory), or embedded:shakespeare";
+    match std::fs::metadata(&data.path) {
+        Ok(metadata) if metadata.is_file() => None,
+        Ok(_) => Some(Problem::new("data.path", format!("{} is not a regular file", shown(&text)), remedy)),
+        Err(error) => {
+            Some(Problem::new("data.path", format!("cannot read {}: {error}", shown(&text)), remedy))
+        }
+    }
+}
