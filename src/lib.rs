@@ -3,9 +3,7 @@
 
 pub mod checkpoint;
 pub mod comm;
-pub mod config {
-    pub mod schema;
-}
+pub mod config;
 pub mod files;
 pub mod grad;
 pub mod metrics;
