@@ -1,0 +1,35 @@
+# `make demo` and `make test` do all the set-up that they need: see ci/setup. Nothing here needs an environment
+# variable, and `make -C folder` works.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean-cache
+
+# Limits, in seconds: nothing here may hang.
+DEMO_LIMIT_S := 3600
+TEST_LIMIT_S := 5400
+
+# On a terminal Ctrl-C must reach the commands; elsewhere the limit must end their children too.
+LIMITED := timeout $(shell test -t 0 && echo --foreground) --kill-after=30
+
+help: ## This list
+	@printf 'lockstep: data-parallel training whose result does not depend on the number of processes\n\n'
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1|/p' Makefile | while IFS='|' read -r name text; do \
+		printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+setup: ## Find or install MPI, libtorch and libclang (make demo and make test do it by themselves)
+	@ci/setup
+
+demo: setup ## Train alone, with DDP and with ZeRO-1, and prove the runs equal bit for bit
+	@$(LIMITED) $(DEMO_LIMIT_S) cargo build --release --workspace
+	@$(LIMITED) $(DEMO_LIMIT_S) ci/demo
+
+test: setup ## The whole test suite
+	@$(LIMITED) $(TEST_LIMIT_S) ci/test
+
+lint: setup ## Formatting, clippy, shell scripts, dependencies and licences
+	@$(LIMITED) $(TEST_LIMIT_S) ci/lint
+
+clean-cache: ## Remove what ci/setup installed outside this checkout (about 5 GB)
+	@ci/clean-cache
