@@ -22,6 +22,14 @@ pub const CACHE: &str = "LOCKSTEP_CACHE";
 pub const LOG: &str = "LOCKSTEP_LOG";
 /// The MPI launcher.
 pub const MPIRUN: &str = "LOCKSTEP_MPIRUN";
+/// The trainer that the harness starts.
+pub const TRAINER: &str = "LOCKSTEP_TRAINER";
+/// The Python that runs the harness's peers.
+pub const PYTHON: &str = "LOCKSTEP_PYTHON";
+/// How the set-up finds what is missing.
+pub const SETUP: &str = "LOCKSTEP_SETUP";
+/// The commit that a build is of.
+pub const GIT_COMMIT: &str = "LOCKSTEP_GIT_COMMIT";
 /// Thread counts that a library would otherwise choose itself: the trainer sets them to `run.threads_per_rank`.
 pub const THREADS: [&str; 2] = ["OMP_NUM_THREADS", "MKL_NUM_THREADS"];
 
@@ -31,7 +39,7 @@ pub const VARIABLES: &[Variable] = &[
         name: RUNS,
         meaning: "Folder of all runs.",
         default: "`runs`",
-        reader: "`run.dir` in base.yaml",
+        reader: "`run.dir` in base.yaml; the harness",
     },
     Variable {
         name: DATA,
@@ -42,7 +50,7 @@ pub const VARIABLES: &[Variable] = &[
     Variable {
         name: CACHE,
         meaning: "Folder of what can be made anew: learned tokenizers, and the toolchain of the set-up.",
-        default: "`${HOME}/.cache/lockstep`",
+        default: "`lockstep` in `XDG_CACHE_HOME`",
         reader: "`data.cache_dir` in base.yaml; the set-up",
     },
     Variable {
@@ -53,15 +61,63 @@ pub const VARIABLES: &[Variable] = &[
     },
     Variable {
         name: MPIRUN,
-        meaning: "The launcher that starts ranks: a program's name or its path.",
+        meaning: "The launcher that starts ranks, with its options.",
         default: "`mpirun`",
         reader: "the harness; the tests",
+    },
+    Variable {
+        name: TRAINER,
+        meaning: "The trainer that `lockstep-harness verify` starts.",
+        default: "`lockstep` beside the harness",
+        reader: "the harness",
+    },
+    Variable {
+        name: PYTHON,
+        meaning: "The Python, with PyTorch, that runs `harness/peers`.",
+        default: "the set-up's own, else `python3`",
+        reader: "the harness",
+    },
+    Variable {
+        name: SETUP,
+        meaning: "`wheels` makes the set-up use neither apt nor the machine's own MPI and libclang.",
+        default: "`auto`",
+        reader: "the set-up",
+    },
+    Variable {
+        name: GIT_COMMIT,
+        meaning: "The commit that the run record names, for builds outside a git checkout.",
+        default: "the checkout's",
+        reader: "the build",
+    },
+    Variable {
+        name: "XDG_CACHE_HOME",
+        meaning: "Folder of all programs' caches.",
+        default: "`${HOME}/.cache`",
+        reader: "`data.cache_dir` in base.yaml; the set-up",
     },
     Variable {
         name: "HOME",
         meaning: "Home folder, in which the cache lies.",
         default: "`.`",
-        reader: "`data.cache_dir` in base.yaml",
+        reader: "`data.cache_dir` in base.yaml; the set-up",
+    },
+    Variable {
+        name: "LIBTORCH",
+        meaning: "Folder of a libtorch to build with and run on.",
+        default: "the set-up's own",
+        reader: "the build (`.cargo/config.toml`)",
+    },
+    Variable {
+        name: "MPICC",
+        meaning: "Compiler wrapper of the MPI to build with.",
+        default: "the set-up's choice",
+        reader: "the build (`.cargo/config.toml`)",
+    },
+    Variable {
+        name: "LIBCLANG_PATH",
+        meaning: "Folder of the libclang that reads MPI's headers.",
+        default: "the set-up's choice",
+        reader: "the build (`.cargo/config.toml`)",
     },
     Variable {
         name: THREADS[0],
@@ -74,6 +130,30 @@ pub const VARIABLES: &[Variable] = &[
         meaning: "Threads of MKL. The trainer sets it from `run.threads_per_rank`: it changes bits.",
         default: "`run.threads_per_rank`",
         reader: "libtorch",
+    },
+    Variable {
+        name: "OMPI_COMM_WORLD_*",
+        meaning: "Rank and size as Open MPI's launcher sets them: a cross-check of what MPI itself says.",
+        default: "one process",
+        reader: "the trainer",
+    },
+    Variable {
+        name: "PMI_*",
+        meaning: "The same, from a launcher that speaks PMI-1 or PMI-2.",
+        default: "one process",
+        reader: "the trainer",
+    },
+    Variable {
+        name: "PMIX_*",
+        meaning: "The same, from a launcher that speaks PMIx.",
+        default: "one process",
+        reader: "the trainer",
+    },
+    Variable {
+        name: "SLURM_*",
+        meaning: "The same, from Slurm's `srun`.",
+        default: "one process",
+        reader: "the trainer",
     },
     Variable {
         name: "OMPI_MCA_*",
@@ -108,7 +188,48 @@ mod tests {
                 found += 1;
             }
         }
-        assert!(found >= 4);
+        assert!(found >= 5);
+    }
+
+    /// Whatever follows our prefix in a text.
+    fn own_names(text: &str) -> Vec<String> {
+        let prefix = RUNS.strip_suffix("RUNS").unwrap();
+        let end = |rest: &str| rest.find(|c: char| !c.is_ascii_uppercase() && c != '_').unwrap_or(rest.len());
+        let names = text.split(prefix).skip(1).map(|rest| format!("{prefix}{}", &rest[..end(rest)]));
+        names.filter(|name| name.len() > prefix.len()).collect()
+    }
+
+    fn texts_below(folder: &std::path::Path, into: &mut Vec<(std::path::PathBuf, String)>) {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                texts_below(&path, into);
+            } else if let Ok(text) = std::fs::read_to_string(&path) {
+                into.push((path, text));
+            }
+        }
+    }
+
+    #[test]
+    fn each_variable_of_ours_in_the_sources_is_in_the_table() {
+        let root = crate::config::tests::repository("");
+        let mut texts = Vec::new();
+        ["src", "harness", "ci", "configs"]
+            .iter()
+            .for_each(|folder| texts_below(&root.join(folder), &mut texts));
+        let build = root.join("build.rs");
+        texts.push((build.clone(), std::fs::read_to_string(build).unwrap()));
+        let mut used = std::collections::BTreeSet::new();
+        for (path, text) in &texts {
+            for name in own_names(text) {
+                let known = VARIABLES.iter().any(|variable| variable.name == name);
+                assert!(known, "{} reads {name}: describe it in src/config/env.rs", path.display());
+                used.insert(name);
+            }
+        }
+        for variable in VARIABLES.iter().filter(|variable| !own_names(variable.name).is_empty()) {
+            assert!(used.contains(variable.name), "nothing reads {}", variable.name);
+        }
     }
 
     #[test]

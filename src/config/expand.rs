@@ -20,20 +20,32 @@ pub struct Expanded {
 /// Why a value cannot be expanded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExpandError {
-    #[error("the environment variable {0} is not set; set it, or write ${{{0}:-default}}")]
+    #[error("the environment variable {0} is not set")]
     Unset(String),
-    #[error("`${{` has no closing `}}`; close it, or write $$ for a dollar sign")]
+    #[error("`${{` has no closing `}}`")]
     Unclosed,
-    #[error(
-        "`${{{0}}}` does not name a variable; write ${{NAME}} or ${{NAME:-default}}, or $$ for a dollar sign"
-    )]
+    #[error("`${{{0}}}` does not name a variable")]
     Malformed(String),
-    #[error("`${0}` is not expanded without braces; write ${{{0}}}, or $$ for a dollar sign")]
+    #[error("`${0}` is not expanded without braces")]
     Bare(String),
-    #[error("defaults are nested more than {DEPTH_MAX} deep; write fewer of them")]
+    #[error("defaults are nested more than {DEPTH_MAX} deep")]
     TooDeep,
-    #[error("longer than {BYTES_MAX} bytes after expansion; shorten the variables in it")]
+    #[error("longer than {BYTES_MAX} bytes after expansion")]
     TooLong,
+}
+
+impl ExpandError {
+    /// What the user can do about it.
+    pub fn remedy(&self) -> String {
+        match self {
+            Self::Unset(name) => format!("set it, or write ${{{name}:-default}}"),
+            Self::Unclosed => "close it, or write $$ for a dollar sign".into(),
+            Self::Malformed(_) => "write ${NAME} or ${NAME:-default}, or $$ for a dollar sign".into(),
+            Self::Bare(name) => format!("write ${{{name}}}, or $$ for a dollar sign"),
+            Self::TooDeep => "write fewer of them".into(),
+            Self::TooLong => "shorten the variables in it".into(),
+        }
+    }
 }
 
 /// Expands every reference in `text`.
@@ -189,7 +201,8 @@ mod tests {
             ("$HOME/x", "`$HOME` is not expanded without braces; write ${HOME}, or $$ for a dollar sign"),
         ];
         for (text, expected) in cases {
-            assert_eq!(text_of(text).unwrap_err().to_string(), expected, "{text}");
+            let error = text_of(text).unwrap_err();
+            assert_eq!(format!("{error}; {}", error.remedy()), expected, "{text}");
         }
         let nested = "${A:-".repeat(40) + &"}".repeat(40);
         assert_eq!(text_of(&nested), Err(ExpandError::TooDeep));

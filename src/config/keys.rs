@@ -91,7 +91,9 @@ impl std::fmt::Display for Bounds {
         ];
         for (word, limit) in limits {
             if let Some(limit) = limit {
-                write!(formatter, "{word}{limit}")?;
+                // A double that is whole is written as such: 1000000, not 1000000.0.
+                let text = limit.to_string();
+                write!(formatter, "{word}{}", text.strip_suffix(".0").unwrap_or(&text))?;
             }
         }
         Ok(())

@@ -24,8 +24,10 @@ pub fn read(files: &[PathBuf], environment: Environment<'_>) -> Result<Vec<Setti
         problems: Vec::new(),
     };
     for file in files {
-        match Source::locate(Some(Path::new("")), &file.to_string_lossy()) {
-            Ok(_) if file.exists() => reader.file(&Source::File(file.clone()), None),
+        // A name that is not UTF-8 can still be a file's.
+        let on_disk = std::fs::metadata(file).is_ok().then(|| Source::File(file.clone()));
+        let source = on_disk.map_or_else(|| Source::locate(Some(Path::new("")), &file.to_string_lossy()), Ok);
+        match source {
             Ok(source) => reader.file(&source, None),
             Err(problem) => reader.problems.push(Problem { key: "--config".into(), ..problem }),
         }

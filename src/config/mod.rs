@@ -17,7 +17,7 @@ pub mod show;
 mod source;
 mod suggest;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod validate;
 
 use std::path::PathBuf;

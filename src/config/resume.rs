@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn free_keys_exist_and_each_fixed_section_is_fixed() {
         let known = |free: &&str| Keys::get().find(free).is_some() || Keys::get().is_section(free);
-        assert!(FREE.iter().all(|free| known(free)));
+        assert!(FREE.iter().all(known));
         for key in
             ["model.layers", "data.tokenizer", "batch.micro_batches", "optim.lr", "precision", "run.seed"]
         {

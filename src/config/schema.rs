@@ -219,18 +219,18 @@ pub struct Optim {
     /// Update rule.
     pub kind: OptimKind,
     /// Peak learning rate.
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 1e6))]
     pub lr: f64,
     /// AdamW's decay rates of the first and the second moment, each at least 0 and below 1.
     pub betas: [f64; 2],
-    /// AdamW's term against division by zero.
-    #[schemars(extend("exclusiveMinimum" = 0))]
+    /// AdamW's term against division by zero; in fp32 a smaller one would be none.
+    #[schemars(range(min = 1e-30, max = 1))]
     pub eps: f64,
     /// SGD's momentum.
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub momentum: f64,
     /// Decoupled weight decay of matrices and embeddings; vectors (biases, norms) have none.
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 1e6))]
     pub weight_decay: f64,
     /// Largest global gradient norm; null for no clipping.
     #[schemars(extend("exclusiveMinimum" = 0))]

@@ -148,11 +148,8 @@ impl<'a> Reader<'a> {
     }
 
     fn scalar(&self, key: &Key, scalar: &Scalar) -> Result<(Value, Vec<String>), Problem> {
-        let expanded = expand(&scalar.text, self.environment).map_err(|error| {
-            let text = error.to_string();
-            let (message, remedy) = text.rsplit_once("; ").unwrap_or((&text, "write the value out"));
-            Problem::new(key.name.as_str(), message, remedy)
-        })?;
+        let expanded = expand(&scalar.text, self.environment)
+            .map_err(|error| Problem::new(key.name.as_str(), error.to_string(), error.remedy()))?;
         let scalar = Scalar { text: expanded.text, style: scalar.style };
         let value = match resolve(&scalar) {
             // `name: 2024` is a name all the same.
@@ -188,7 +185,7 @@ impl<'a> Reader<'a> {
             return Err(Problem::new(EXTENDS, message, "give a file name or a list of file names"));
         };
         let name = expand(&scalar.text, self.environment)
-            .map_err(|error| Problem::new(EXTENDS, error.to_string(), "or name the file itself"))?;
+            .map_err(|error| Problem::new(EXTENDS, error.to_string(), error.remedy()))?;
         if name.text.is_empty()
             || (scalar.style == Style::Plain && matches!(name.text.as_str(), "~" | "null"))
         {

@@ -83,7 +83,7 @@ fn value<'a>(resolved: &'a Resolved, key: &str) -> &'a super::Setting {
     resolved.values.iter().find(|setting| setting.key == key).unwrap()
 }
 
-fn repository(name: &str) -> PathBuf {
+pub fn repository(name: &str) -> PathBuf {
     let here = Path::new(file!()).canonicalize().unwrap();
     here.ancestors().nth(4).unwrap().join(name)
 }

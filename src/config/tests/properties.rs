@@ -90,7 +90,10 @@ fn any_config() -> impl Strategy<Value = crate::config::Config> {
     (sizes, floats, texts).prop_map(|((layers, heads, seed, flag), (lr, decay, clip), (name, dir, kind))| {
         let mut config = load(&[], &[], &environment).unwrap().config;
         (config.model.layers, config.model.heads, config.run.seed) = (layers, heads, seed >> 1);
-        (config.optim.lr, config.optim.weight_decay, config.optim.clip_norm) = (lr, decay.abs(), clip);
+        // Any magnitude that the bounds allow.
+        let bounded = |x: f64| if x.abs() > 1e6 { x.abs().recip() } else { x.abs() };
+        (config.optim.lr, config.optim.weight_decay, config.optim.clip_norm) =
+            (bounded(lr), bounded(decay), clip);
         (config.run.name, config.run.dir, config.record.local_gradients) = (name, dir.into(), flag);
         config.parallel.strategy = [StrategyKind::Single, StrategyKind::Ddp, StrategyKind::Zero1][kind];
         config.schedule.kind = [ScheduleKind::Cosine, ScheduleKind::Linear, ScheduleKind::Constant][kind];
