@@ -1,0 +1,166 @@
+//! The command line: what was typed, and which exit code it ends with.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use lockstep_record::exit;
+
+use crate::compare::{CompareError, Mode, Tolerance, compare};
+use crate::report;
+use crate::verify::{self, Keep, Options};
+
+/// Compares training runs bit for bit, and proves that a trainer keeps its promise.
+///
+/// Exit codes: 0 equal; 2 wrong command line or plan; 100 a difference was found; 101 something could not be
+/// compared or run, so nothing is known about it.
+#[derive(Debug, Parser)]
+#[command(name = "lockstep-harness", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Compare two run directories and name the first difference.
+    Compare(CompareArgs),
+    /// Run a plan of launches, compare each with its golden run, and report.
+    Verify(VerifyArgs),
+}
+
+#[derive(Debug, Args)]
+struct CompareArgs {
+    /// Run directory that is right by definition.
+    golden: PathBuf,
+    /// Run directory that is judged.
+    candidate: PathBuf,
+    /// Demand the same bits (the default).
+    #[arg(long, conflicts_with_all = ["rtol", "atol"])]
+    exact: bool,
+    /// Accept |candidate − golden| ≤ atol + rtol·|golden|. Digests cannot be compared then.
+    #[arg(long, value_name = "R", value_parser = tolerance)]
+    rtol: Option<f64>,
+    /// See --rtol; each is 0 when only the other is given.
+    #[arg(long, value_name = "A", value_parser = tolerance)]
+    atol: Option<f64>,
+    /// Print the comparison as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct VerifyArgs {
+    /// Plan of groups, golden runs and cases; see harness/plans/demo.yaml.
+    plan: PathBuf,
+    /// The trainer's program [default: $LOCKSTEP_TRAINER, or `lockstep` beside this program]
+    #[arg(long, value_name = "PATH")]
+    trainer: Option<PathBuf>,
+    /// Folder for runs and reports; it must be empty or new [default: runs/verify-PLAN-TIME]
+    #[arg(long, value_name = "DIR")]
+    work_dir: Option<PathBuf>,
+    /// Only cases whose GROUP/NAME contains this (`*` stands for anything); their golden runs always run.
+    #[arg(long, value_name = "PATTERN")]
+    only: Option<String>,
+    /// Command that starts N ranks, with {ranks} for N [default: $LOCKSTEP_MPIRUN or mpirun, with its options]
+    #[arg(long, value_name = "COMMAND")]
+    launcher: Option<String>,
+    /// Stop at the first case that does not pass, instead of going on with the rest.
+    #[arg(long)]
+    fail_fast: bool,
+    /// Which candidates' checkpoints to keep: they are the bulk of the work folder.
+    #[arg(long, value_enum, default_value_t = Keep::Different)]
+    keep_checkpoints: Keep,
+}
+
+fn tolerance(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
+        _ => Err("must be a finite number that is not negative, such as 1e-5".into()),
+    }
+}
+
+impl CompareArgs {
+    fn mode(&self) -> Mode {
+        match (self.rtol, self.atol) {
+            (None, None) => Mode::Exact,
+            (rtol, atol) => Mode::Tolerance(Tolerance {
+                rtol: rtol.unwrap_or(0.0),
+                atol: atol.unwrap_or(0.0),
+                parameter_norm_atol: None,
+            }),
+        }
+    }
+}
+
+impl Cli {
+    /// Does what was asked and returns the exit code.
+    pub fn run(self, out: &mut dyn Write, errors: &mut dyn Write) -> i32 {
+        match self.command {
+            Command::Compare(args) => run_compare(&args, out, errors),
+            Command::Verify(args) => run_verify(args, out, errors),
+        }
+    }
+}
+
+fn run_compare(args: &CompareArgs, out: &mut dyn Write, errors: &mut dyn Write) -> i32 {
+    let comparison = match compare(&args.golden, &args.candidate, args.mode()) {
+        Ok(comparison) => comparison,
+        Err(error) => {
+            let _ = writeln!(errors, "error: {error}");
+            return if matches!(error, CompareError::NotARun(_)) { exit::USAGE } else { exit::CASE_FAILED };
+        }
+    };
+    let text = match args.json {
+        true => report::comparison_json(&comparison),
+        false => report::comparison_text(&comparison),
+    };
+    let verdict = if comparison.passed() { exit::OK } else { exit::DIFFERENT };
+    finish(writeln!(out, "{text}"), verdict)
+}
+
+/// A reader that went away does not change the verdict; any other failed write does.
+fn finish(written: std::io::Result<()>, verdict: i32) -> i32 {
+    match written {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => exit::INTERNAL,
+        _ => verdict,
+    }
+}
+
+fn run_verify(args: VerifyArgs, out: &mut dyn Write, errors: &mut dyn Write) -> i32 {
+    let options = Options {
+        plan: args.plan,
+        trainer: args.trainer,
+        work_dir: args.work_dir,
+        only: args.only,
+        launcher: args.launcher,
+        fail_fast: args.fail_fast,
+        keep_checkpoints: args.keep_checkpoints,
+    };
+    match verify::verify(&options, out) {
+        Ok(code) => code,
+        Err(error) => {
+            let _ = writeln!(errors, "error: {error}");
+            error.exit_code()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn tolerances_that_would_accept_anything_are_refused() {
+        for text in ["nan", "inf", "-1", "", "1e400"] {
+            assert!(tolerance(text).is_err(), "{text}");
+        }
+        assert_eq!(tolerance("1e-5"), Ok(1e-5));
+    }
+}

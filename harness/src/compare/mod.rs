@@ -1,0 +1,180 @@
+//! Whether two runs are the same run, and if not, where they first part.
+
+mod checkpoint;
+mod config;
+mod difference;
+mod digests;
+mod join;
+mod steps;
+mod tensors;
+mod values;
+
+use std::path::{Path, PathBuf};
+
+use lockstep_record::{Manifest, RecordError, RunDir, read_json, read_lines};
+use serde::Serialize;
+
+pub use checkpoint::compare_checkpoints;
+pub use config::compare_manifests;
+pub use difference::{Check, Difference, Event, Place, Verdict, rank_text};
+pub use digests::compare_digests;
+pub use join::{Join, Stepped, in_order};
+pub use steps::{compare_metrics, compare_samples};
+pub use tensors::{TensorStream, open_plain_file};
+pub use values::{Format, Mode, Scalar, Tolerance, Value, Worst};
+
+/// The largest `manifest.json` of a run or a checkpoint that is read, in bytes.
+const MANIFEST_BYTES_MAX: u64 = 64 << 20;
+
+/// Why two runs could not be compared. Nothing is known about them then: it is never a pass.
+#[derive(Debug, thiserror::Error)]
+pub enum CompareError {
+    #[error("{}: not a run directory: it has no manifest.json", .0.display())]
+    NotARun(PathBuf),
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error("{}: {problem}", path.display())]
+    Malformed { path: PathBuf, problem: String },
+    #[error(
+        "{} and {} have no step in common, so nothing is known about them",
+        golden.display(),
+        candidate.display()
+    )]
+    NothingCompared { golden: PathBuf, candidate: PathBuf },
+}
+
+impl CompareError {
+    pub(crate) fn malformed(path: &Path, problem: impl std::fmt::Display) -> Self {
+        Self::Malformed { path: path.to_owned(), problem: problem.to_string() }
+    }
+}
+
+/// What came out of comparing two runs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Comparison {
+    pub golden: PathBuf,
+    pub candidate: PathBuf,
+    pub mode: Mode,
+    /// Steps that both runs have.
+    pub steps: u64,
+    pub checks: Vec<Check>,
+    /// Named reasons for a difference that is not the trainer's fault, such as another instruction set, and
+    /// anything that weakens what was compared.
+    pub notes: Vec<String>,
+}
+
+impl Comparison {
+    /// True when every check passed. At least one step was compared, or there would be an error instead.
+    pub fn passed(&self) -> bool {
+        self.checks.iter().all(|check| check.verdict != Verdict::Different)
+    }
+
+    /// The earliest event at which the runs part.
+    pub fn first_difference(&self) -> Option<&Difference> {
+        self.checks.iter().filter_map(|check| check.first.as_ref()).min_by_key(|d| d.place.order())
+    }
+
+    pub fn check(&self, name: &str) -> Option<&Check> {
+        self.checks.iter().find(|check| check.name == name)
+    }
+}
+
+/// A run directory whose manifest has been read.
+pub struct Run {
+    pub dir: RunDir,
+    pub manifest: Manifest,
+}
+
+impl Run {
+    pub fn open(path: &Path) -> Result<Self, CompareError> {
+        let dir = RunDir::new(path);
+        if !dir.manifest().exists() {
+            return Err(CompareError::NotARun(path.to_owned()));
+        }
+        let manifest = read_manifest(&dir.manifest())?;
+        Ok(Self { dir, manifest })
+    }
+
+    /// The first step that this run itself took: 1, unless it went on from another run's checkpoint.
+    fn first_step(&self) -> u64 {
+        self.manifest.segments.first().map_or(1, |segment| segment.from_step.saturating_add(1))
+    }
+
+    /// Ranks at work when `step` was made.
+    fn world_size_at(&self, step: u64) -> Option<u32> {
+        let segments = &self.manifest.segments;
+        let segment = segments.iter().rev().find(|segment| segment.from_step < step).or(segments.first());
+        segment.map(|segment| segment.world_size)
+    }
+}
+
+/// Reads a manifest, after making sure that it is a plain file of sane size.
+pub(crate) fn read_manifest<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, CompareError> {
+    let bytes = plain_file_bytes(path)?;
+    if bytes > MANIFEST_BYTES_MAX {
+        let problem = format!("{bytes} bytes are too many for a manifest (at most {MANIFEST_BYTES_MAX})");
+        return Err(CompareError::malformed(path, problem));
+    }
+    Ok(read_json(path)?)
+}
+
+/// Size of a plain file. Anything else (a pipe, a device) could block for ever or never end.
+fn plain_file_bytes(path: &Path) -> Result<u64, CompareError> {
+    let metadata =
+        std::fs::metadata(path).map_err(|source| RecordError::Io { path: path.to_owned(), source })?;
+    if metadata.is_file() {
+        Ok(metadata.len())
+    } else {
+        Err(CompareError::malformed(path, "not a plain file"))
+    }
+}
+
+/// The lines of a file of the record, in constant memory.
+fn lines<T: serde::de::DeserializeOwned + Stepped>(
+    path: &Path,
+) -> Result<impl Iterator<Item = Result<T, CompareError>> + use<T>, CompareError> {
+    plain_file_bytes(path)?;
+    Ok(in_order(path.to_owned(), read_lines(path)?))
+}
+
+/// Compares two run directories. `golden` is the reference: tolerances are relative to it.
+pub fn compare(golden: &Path, candidate: &Path, mode: Mode) -> Result<Comparison, CompareError> {
+    let (golden, candidate) = (Run::open(golden)?, Run::open(candidate)?);
+    let (mut checks, mut notes) = compare_manifests(&golden.manifest, &candidate.manifest);
+    let first_step = golden.first_step().max(candidate.first_step());
+    if first_step > 1 {
+        notes.push(format!("compared from step {first_step}: one of the runs starts there"));
+    }
+
+    let pair = |file: fn(&RunDir) -> PathBuf| (file(&golden.dir), file(&candidate.dir));
+    let (left, right) = pair(RunDir::samples);
+    checks.push(compare_samples(Join::new(lines(&left)?, lines(&right)?), first_step)?);
+
+    let (left, right) = pair(RunDir::metrics);
+    let metrics = compare_metrics(Join::new(lines(&left)?, lines(&right)?), first_step, mode)?;
+    if metrics.steps == 0 {
+        let (golden, candidate) = (golden.dir.path().to_owned(), candidate.dir.path().to_owned());
+        return Err(CompareError::NothingCompared { golden, candidate });
+    }
+    checks.extend(metrics.checks);
+
+    let (left, right) = pair(RunDir::digests);
+    if left.exists() && right.exists() {
+        let worlds = [&golden, &candidate].map(|run| move |step| run.world_size_at(step));
+        checks.extend(compare_digests(lines(&left)?, lines(&right)?, mode, worlds)?);
+    } else {
+        notes.push(
+            "one of the runs has no digests.jsonl: its steps were not compared tensor by tensor".into(),
+        );
+    }
+    checks.extend(compare_checkpoints(&golden.dir, &candidate.dir, mode)?);
+
+    Ok(Comparison {
+        golden: golden.dir.path().to_owned(),
+        candidate: candidate.dir.path().to_owned(),
+        mode,
+        steps: metrics.steps,
+        checks,
+        notes,
+    })
+}

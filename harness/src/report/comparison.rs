@@ -1,0 +1,70 @@
+//! One comparison, as text for a terminal and as JSON.
+
+use std::fmt::Write;
+
+use crate::compare::{Check, Comparison, Mode, Verdict};
+
+/// The comparison as JSON: the fields of [`Comparison`], and the verdict that follows from them.
+pub fn comparison_json(comparison: &Comparison) -> String {
+    let mut tree = serde_json::to_value(comparison).unwrap_or_default();
+    if let Some(map) = tree.as_object_mut() {
+        map.insert("passed".into(), comparison.passed().into());
+        let first = serde_json::to_value(comparison.first_difference()).unwrap_or_default();
+        map.insert("first_difference".into(), first);
+    }
+    format!("{tree:#}")
+}
+
+/// The comparison as a table, with the first difference and the verdict below it.
+pub fn comparison_text(comparison: &Comparison) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "golden     {}", comparison.golden.display());
+    let _ = writeln!(text, "candidate  {}", comparison.candidate.display());
+    let _ = writeln!(text, "mode       {}\n", comparison.mode);
+    let _ = writeln!(
+        text,
+        "{:32} {:17} {:>12} {:>12} {:>10}",
+        "check", "verdict", "compared", "max ulps", "max |Δ|"
+    );
+    for check in &comparison.checks {
+        let _ = writeln!(text, "{}", row(check).trim_end());
+    }
+    for note in &comparison.notes {
+        let _ = writeln!(text, "\nnote: {note}");
+    }
+    let _ = write!(text, "\n{}", conclusion(comparison));
+    text
+}
+
+fn row(check: &Check) -> String {
+    let verdict = check.verdict.to_string();
+    let note = check.note.as_ref().map_or(String::new(), |note| format!("  {note}"));
+    if check.verdict == Verdict::NotCompared {
+        return format!("{:32} {verdict:17}{note}", check.name);
+    }
+    let (ulps, absolute) = match check.worst.absolute {
+        0.0 if check.worst.ulps == 0 => ("0".to_owned(), "0".to_owned()),
+        absolute => (ulps_text(check.worst.ulps), format!("{absolute:.2e}")),
+    };
+    format!("{:32} {verdict:17} {:>12} {ulps:>12} {absolute:>10}{note}", check.name, check.compared)
+}
+
+/// A distance in ulps; huge ones (across zero, from or to a NaN) are only that.
+pub fn ulps_text(ulps: u64) -> String {
+    if ulps < 10_000_000_000 { ulps.to_string() } else { ">1e10".into() }
+}
+
+fn conclusion(comparison: &Comparison) -> String {
+    if let Some(first) = comparison.first_difference() {
+        return format!("The runs differ. First difference:\n  {first}");
+    }
+    let steps = comparison.steps;
+    let plural = if steps == 1 { "" } else { "s" };
+    match comparison.mode {
+        Mode::Exact => {
+            format!("The runs are bit-identical in all that was compared, over {steps} step{plural}.")
+        }
+        mode => format!("The runs agree within {mode}, over {steps} step{plural}."),
+    }
+}

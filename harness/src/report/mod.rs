@@ -1,0 +1,18 @@
+//! What came out, for people (terminal, HTML) and for programs (JSON, JUnit).
+
+mod cell;
+mod comparison;
+mod curves;
+mod html;
+mod junit;
+mod reporter;
+mod sentence;
+mod table;
+
+pub use cell::{Cell, Outcome, Report};
+pub use comparison::{comparison_json, comparison_text, ulps_text};
+pub use curves::{Curve, read_curve};
+pub use html::html;
+pub use junit::junit;
+pub use reporter::Reporter;
+pub use sentence::sentence;

@@ -1,0 +1,167 @@
+//! Runs a plan: golden runs, candidates, a comparison of each pair, and the reports.
+
+mod cases;
+mod launch;
+mod launcher;
+mod plan;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use lockstep_record::exit;
+
+use crate::report::{Cell, Outcome, Reporter};
+use cases::Runner;
+
+pub use launch::LaunchRecord;
+pub use launcher::Launcher;
+pub use plan::{Case, Group, Plan, PlanError, Stage};
+
+/// Which candidates' checkpoints stay on disk. Golden runs keep theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Keep {
+    All,
+    /// Those of candidates that did not pass.
+    Different,
+}
+
+/// What `verify` was asked to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub plan: PathBuf,
+    pub trainer: Option<PathBuf>,
+    pub work_dir: Option<PathBuf>,
+    pub only: Option<String>,
+    pub launcher: Option<String>,
+    pub fail_fast: bool,
+    pub keep_checkpoints: Keep,
+}
+
+/// Why a plan could not even be started, or not finished.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error("no trainer at {}: build it (`cargo build --release`) or name it with --trainer", .0.display())]
+    NoTrainer(PathBuf),
+    #[error("--only {0}: no case of the plan has such a name")]
+    NothingSelected(String),
+    #[error("{} is not empty: verify never mixes with earlier results; name another --work-dir", .0.display())]
+    WorkDirInUse(PathBuf),
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("interrupted: the reports in {} hold the cases that were finished", .0.display())]
+    Interrupted(PathBuf),
+}
+
+impl VerifyError {
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Self::Io { .. } => exit::INTERNAL,
+            Self::Interrupted(_) => exit::CASE_FAILED,
+            _ => exit::USAGE,
+        }
+    }
+
+    fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { path: path.to_owned(), source }
+    }
+}
+
+/// Runs the plan, prints the table to `out`, writes the reports, and returns the exit code.
+pub fn verify(options: &Options, out: &mut dyn Write) -> Result<i32, VerifyError> {
+    let mut plan = Plan::load(&options.plan)?;
+    if let Some(pattern) = &options.only {
+        plan.select(pattern);
+        if plan.groups.is_empty() {
+            return Err(VerifyError::NothingSelected(pattern.clone()));
+        }
+    }
+    let trainer = find_trainer(options.trainer.as_deref())?;
+    let work_dir = make_work_dir(options)?;
+    let launcher = Launcher::find(options.launcher.as_deref(), plan.launcher.as_deref(), &trainer);
+    let mut reporter = Reporter::new(&plan, work_dir.clone(), out);
+    let runner = Runner {
+        trainer,
+        launcher,
+        work_dir: work_dir.clone(),
+        stop: stop_flag(&work_dir)?,
+        keep_checkpoints: options.keep_checkpoints,
+    };
+    reporter.begin().map_err(VerifyError::io(&work_dir))?;
+    'plan: for group in &plan.groups {
+        let mut finished = Vec::new();
+        for case in std::iter::once(&group.golden).chain(&group.cases) {
+            let cell = runner.run(&plan, group, case, &finished);
+            if runner.stop.load(Ordering::Relaxed) {
+                return Err(VerifyError::Interrupted(work_dir));
+            }
+            let passed = matches!(cell.outcome, Outcome::Golden | Outcome::Passed | Outcome::Skipped { .. });
+            reporter.add(cell.clone()).map_err(VerifyError::io(&work_dir))?;
+            finished.push(cell);
+            if options.fail_fast && !passed {
+                break 'plan;
+            }
+        }
+    }
+    let report = reporter.end().map_err(VerifyError::io(&work_dir))?;
+    Ok(exit_code(&report.cells))
+}
+
+/// A difference outweighs a case that could not run: something is known, and it is bad.
+fn exit_code(cells: &[Cell]) -> i32 {
+    let any = |wanted: fn(&Outcome) -> bool| cells.iter().any(|cell| wanted(&cell.outcome));
+    if any(|outcome| matches!(outcome, Outcome::Different)) {
+        exit::DIFFERENT
+    } else if any(|outcome| matches!(outcome, Outcome::CouldNotRun { .. }))
+        || !any(|o| matches!(o, Outcome::Passed))
+    {
+        // Nothing proved is no success either: every candidate was skipped.
+        exit::CASE_FAILED
+    } else {
+        exit::OK
+    }
+}
+
+fn find_trainer(named: Option<&Path>) -> Result<PathBuf, VerifyError> {
+    let beside = || Some(std::env::current_exe().ok()?.parent()?.join("lockstep"));
+    let from_environment = || std::env::var_os("LOCKSTEP_TRAINER").map(PathBuf::from);
+    let path =
+        named.map(Path::to_owned).or_else(from_environment).or_else(beside).unwrap_or("lockstep".into());
+    match std::fs::canonicalize(&path) {
+        Ok(found) if found.is_file() => Ok(found),
+        _ => Err(VerifyError::NoTrainer(path)),
+    }
+}
+
+/// Seconds since 1970.
+fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}
+
+fn make_work_dir(options: &Options) -> Result<PathBuf, VerifyError> {
+    let path = options.work_dir.clone().unwrap_or_else(|| {
+        let runs = std::env::var_os("LOCKSTEP_RUNS").map_or("runs".into(), PathBuf::from);
+        let plan = options.plan.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        runs.join(format!("verify-{plan}-{}", unix_s()))
+    });
+    std::fs::create_dir_all(&path).map_err(VerifyError::io(&path))?;
+    let path = std::fs::canonicalize(&path).map_err(VerifyError::io(&path))?;
+    let mut entries = std::fs::read_dir(&path).map_err(VerifyError::io(&path))?;
+    if entries.next().is_some() {
+        return Err(VerifyError::WorkDirInUse(path));
+    }
+    Ok(path)
+}
+
+/// Ctrl-C and SIGTERM must end the launched ranks too: they are in process groups of their own.
+fn stop_flag(work_dir: &Path) -> Result<Arc<AtomicBool>, VerifyError> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&flag)).map_err(VerifyError::io(work_dir))?;
+    }
+    Ok(flag)
+}

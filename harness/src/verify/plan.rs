@@ -1,0 +1,365 @@
+//! The plan: which runs, how each is launched, and what is expected of it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::compare::{Mode, Tolerance};
+
+/// Plans may extend one another this deep.
+const EXTENDS_MAX: usize = 8;
+/// The largest plan that is read, in bytes.
+const PLAN_BYTES_MAX: u64 = 1 << 20;
+/// Seconds that a launch may take where the plan says nothing.
+const TIMEOUT_DEFAULT_S: f64 = 600.0;
+const TIMEOUT_MAX_S: f64 = 1e6;
+const RANKS_MAX: u32 = 1 << 20;
+
+/// What is wrong with a plan, and where.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error("{}: {problem}", path.display())]
+    File { path: PathBuf, problem: String },
+}
+
+/// As it is written in YAML.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PlanFile {
+    title: Option<String>,
+    /// A plan whose groups come first; a group of the same name here adds cases to it.
+    extends: Option<PathBuf>,
+    timeout_s: Option<f64>,
+    launcher: Option<Vec<String>>,
+    #[serde(default)]
+    groups: Vec<GroupFile>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GroupFile {
+    name: String,
+    config: Option<PathBuf>,
+    #[serde(default)]
+    set: Vec<String>,
+    golden: Option<CaseFile>,
+    #[serde(default)]
+    cases: Vec<CaseFile>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CaseFile {
+    name: Option<String>,
+    against: Option<String>,
+    #[serde(default)]
+    set: Vec<String>,
+    #[serde(default)]
+    stages: Vec<Stage>,
+    #[serde(default)]
+    command: Vec<String>,
+    #[serde(default)]
+    requires: Vec<String>,
+    ranks: Option<u32>,
+    strategy: Option<String>,
+    timeout_s: Option<f64>,
+    tolerance: Option<ToleranceFile>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ToleranceFile {
+    #[serde(default)]
+    rtol: f64,
+    #[serde(default)]
+    atol: f64,
+    parameter_norm_atol: Option<f64>,
+}
+
+/// A plan that has been checked.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub title: String,
+    /// Folder of the plan's file.
+    pub folder: PathBuf,
+    /// Command that starts N ranks, `{ranks}` for N.
+    pub launcher: Option<Vec<String>>,
+    pub groups: Vec<Group>,
+}
+
+/// One golden run and the candidates that must equal it.
+#[derive(Clone, Debug)]
+pub struct Group {
+    pub name: String,
+    pub config: PathBuf,
+    pub set: Vec<String>,
+    pub golden: Case,
+    pub cases: Vec<Case>,
+}
+
+/// One run: launches of our trainer one after another, or one command of a foreign one.
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub name: String,
+    /// The case that it is compared with: `golden`, or an earlier one. None for the golden run itself.
+    pub against: Option<String>,
+    pub work: Work,
+    pub timeout: Duration,
+    pub mode: Mode,
+}
+
+#[derive(Clone, Debug)]
+pub enum Work {
+    /// All but the first resume where the one before it stopped.
+    Stages(Vec<Stage>),
+    Foreign {
+        /// With `{golden}`, `{run_dir}`, `{python}`, `{plan_dir}` and `{trainer}` for their paths.
+        command: Vec<String>,
+        /// Succeeds where the command can run; elsewhere the case is skipped.
+        requires: Vec<String>,
+        ranks: u32,
+        strategy: String,
+    },
+}
+
+/// One launch of the trainer.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    pub ranks: u32,
+    pub strategy: String,
+    #[serde(default)]
+    pub set: Vec<String>,
+    pub stop_after: Option<u64>,
+}
+
+impl Case {
+    /// Processes or worlds that are started, one after another.
+    pub fn launches(&self) -> usize {
+        match &self.work {
+            Work::Stages(stages) => stages.len(),
+            Work::Foreign { .. } => 1,
+        }
+    }
+
+    /// Whether it is another trainer's run.
+    pub fn is_foreign(&self) -> bool {
+        matches!(self.work, Work::Foreign { .. })
+    }
+
+    /// For example `4 → 3`.
+    pub fn ranks(&self) -> String {
+        match &self.work {
+            Work::Stages(stages) => arrows(stages.iter().map(|stage| stage.ranks.to_string())),
+            Work::Foreign { ranks, .. } => ranks.to_string(),
+        }
+    }
+
+    /// For example `ddp → zero1`, or `ddp native`.
+    pub fn strategy(&self) -> String {
+        let native = |stage: &Stage| stage.set.iter().any(|set| set == "parallel.reduction=native");
+        let name = |stage: &Stage| match native(stage) {
+            true => format!("{} native", stage.strategy),
+            false => stage.strategy.clone(),
+        };
+        match &self.work {
+            Work::Stages(stages) => arrows(stages.iter().map(name)),
+            Work::Foreign { strategy, .. } => strategy.clone(),
+        }
+    }
+}
+
+/// Joins what changes; what stays the same is said once.
+fn arrows(parts: impl Iterator<Item = String>) -> String {
+    let mut parts: Vec<_> = parts.collect();
+    parts.dedup();
+    parts.join("→")
+}
+
+impl Plan {
+    pub fn load(path: &Path) -> Result<Self, PlanError> {
+        load_at(path, EXTENDS_MAX)
+    }
+
+    /// Keeps the cases whose `group/name` matches, and the cases that they are compared with.
+    pub fn select(&mut self, pattern: &str) {
+        for group in &mut self.groups {
+            let wanted = |case: &Case| matches(pattern, &format!("{}/{}", group.name, case.name));
+            let mut keep: Vec<String> =
+                group.cases.iter().filter(|case| wanted(case)).map(|case| case.name.clone()).collect();
+            for case in group.cases.iter().rev() {
+                if keep.contains(&case.name) {
+                    keep.extend(case.against.clone());
+                }
+            }
+            group.cases.retain(|case| keep.contains(&case.name));
+        }
+        self.groups.retain(|group| !group.cases.is_empty());
+    }
+}
+
+/// Whether `text` contains `pattern`, in which `*` stands for anything.
+fn matches(pattern: &str, text: &str) -> bool {
+    let mut rest = text;
+    pattern.split('*').all(|part| match rest.find(part) {
+        Some(at) => {
+            rest = &rest[at + part.len()..];
+            true
+        }
+        None => false,
+    })
+}
+
+fn load_at(path: &Path, depth: usize) -> Result<Plan, PlanError> {
+    let fail = |problem: String| PlanError::File { path: path.to_owned(), problem };
+    let file: PlanFile = read_yaml(path).map_err(&fail)?;
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let folder = std::fs::canonicalize(&folder).map_err(|error| fail(error.to_string()))?;
+    let mut plan = match &file.extends {
+        None => Plan { title: String::new(), folder: folder.clone(), launcher: None, groups: Vec::new() },
+        Some(_) if depth == 0 => {
+            return Err(fail(format!("`extends` goes more than {EXTENDS_MAX} deep: is it a circle?")));
+        }
+        Some(base) => load_at(&folder.join(base), depth - 1)?,
+    };
+    plan.title = file.title.unwrap_or(plan.title);
+    plan.launcher = file.launcher.or(plan.launcher);
+    plan.folder = folder;
+    let timeout = seconds(file.timeout_s.unwrap_or(TIMEOUT_DEFAULT_S)).map_err(&fail)?;
+    for group in file.groups {
+        let name = group.name.clone();
+        add_group(&mut plan, group, timeout).map_err(|problem| fail(format!("group `{name}`: {problem}")))?;
+    }
+    if plan.groups.is_empty() {
+        return Err(fail("has no groups, so there is nothing to run".into()));
+    }
+    Ok(plan)
+}
+
+fn read_yaml<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
+    let (file, bytes) = crate::compare::open_plain_file(path).map_err(|_| match path.exists() {
+        true => "cannot be read as a plain file".to_owned(),
+        false => "no such plan".to_owned(),
+    })?;
+    if bytes > PLAN_BYTES_MAX {
+        return Err(format!("{bytes} bytes are too many for a plan (at most {PLAN_BYTES_MAX})"));
+    }
+    let text = std::io::read_to_string(file).map_err(|error| error.to_string())?;
+    parse(&text)
+}
+
+fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_yaml::from_str(text).map_err(|error| error.to_string())
+}
+
+fn seconds(value: f64) -> Result<Duration, String> {
+    if value > 0.0 && value <= TIMEOUT_MAX_S {
+        Ok(Duration::from_secs_f64(value))
+    } else {
+        Err(format!("timeout_s: {value} is not a number of seconds above 0 and up to {TIMEOUT_MAX_S}"))
+    }
+}
+
+fn add_group(plan: &mut Plan, file: GroupFile, timeout: Duration) -> Result<(), String> {
+    check_name(&file.name)?;
+    let index = match plan.groups.iter().position(|group| group.name == file.name) {
+        Some(_) if file.golden.is_some() || file.config.is_some() || !file.set.is_empty() => {
+            return Err("extends a group of the same name: it can only add cases".into());
+        }
+        Some(index) => index,
+        None => {
+            let config = plan.folder.join(file.config.ok_or("needs a `config`")?);
+            if !config.is_file() {
+                return Err(format!("config: no such file: {}", config.display()));
+            }
+            let golden = file.golden.ok_or("needs a `golden` run")?;
+            let golden = make_case("golden", golden, timeout, &[])?;
+            plan.groups.push(Group { name: file.name, config, set: file.set, golden, cases: Vec::new() });
+            plan.groups.len() - 1
+        }
+    };
+    let group = &mut plan.groups[index];
+    for case in file.cases {
+        let name = case.name.clone().ok_or("a case needs a `name`")?;
+        check_name(&name)?;
+        let mut earlier: Vec<&str> = group.cases.iter().map(|case| case.name.as_str()).collect();
+        earlier.push("golden");
+        if earlier.contains(&name.as_str()) {
+            return Err(format!("two cases are called `{name}`"));
+        }
+        let case = make_case(&name, case, timeout, &earlier)
+            .map_err(|problem| format!("case `{name}`: {problem}"))?;
+        group.cases.push(case);
+    }
+    if group.cases.is_empty() {
+        return Err("has no cases".into());
+    }
+    Ok(())
+}
+
+/// Names become folders.
+fn check_name(name: &str) -> Result<(), String> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if !name.is_empty() && name.len() <= 64 && !name.starts_with('.') && name.chars().all(fine) {
+        Ok(())
+    } else {
+        Err(format!("`{name}` is not a name of up to 64 letters, digits, `-`, `_` and `.`"))
+    }
+}
+
+/// `earlier` are the cases that this one may be compared with; none for the golden run.
+fn make_case(name: &str, file: CaseFile, timeout: Duration, earlier: &[&str]) -> Result<Case, String> {
+    let against = match file.against {
+        _ if earlier.is_empty() => None,
+        None => Some("golden".to_owned()),
+        Some(other) if earlier.contains(&other.as_str()) => Some(other),
+        Some(other) => return Err(format!("against: no earlier case is called `{other}`")),
+    };
+    let mode = match file.tolerance {
+        None => Mode::Exact,
+        Some(ToleranceFile { rtol, atol, parameter_norm_atol }) => {
+            let bars = [rtol, atol, parameter_norm_atol.unwrap_or(0.0)];
+            if bars.iter().any(|bar| !bar.is_finite() || *bar < 0.0) {
+                return Err("tolerance: its numbers must be finite and not negative".into());
+            }
+            Mode::Tolerance(Tolerance { rtol, atol, parameter_norm_atol })
+        }
+    };
+    let work = match (file.stages.is_empty(), file.command.is_empty()) {
+        (false, true) => Work::Stages(make_stages(file.stages, &file.set)?),
+        (true, false) => Work::Foreign {
+            command: file.command,
+            requires: file.requires,
+            ranks: file.ranks.unwrap_or(1),
+            strategy: file.strategy.unwrap_or_else(|| "foreign".into()),
+        },
+        _ => return Err("needs either `stages` or a `command`".into()),
+    };
+    let timeout = file.timeout_s.map_or(Ok(timeout), seconds)?;
+    Ok(Case { name: name.to_owned(), against, work, timeout, mode })
+}
+
+fn make_stages(mut stages: Vec<Stage>, set: &[String]) -> Result<Vec<Stage>, String> {
+    let last = stages.len() - 1;
+    for (index, stage) in stages.iter_mut().enumerate() {
+        if stage.ranks == 0 || stage.ranks > RANKS_MAX {
+            return Err(format!("stage {}: {} ranks", index + 1, stage.ranks));
+        }
+        if index < last && stage.stop_after.is_none() {
+            return Err(format!(
+                "stage {}: needs `stop_after`, or the next one has nothing to resume",
+                index + 1
+            ));
+        }
+        stage.set.splice(0..0, set.iter().cloned());
+    }
+    Ok(stages)
+}
+
+#[cfg(test)]
+mod tests;
