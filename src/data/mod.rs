@@ -8,7 +8,6 @@
 //!
 //! Nothing here knows of ranks: every process holds the same tokens and computes the same ids.
 
-mod bpe;
 mod sampler;
 mod source;
 mod text;

@@ -1,13 +1,12 @@
 //! From text to tokens: bytes, or a byte-level BPE that is learned from the training text.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+use tokenizers::utils::parallelism::set_parallelism;
+use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Trainer};
 
-use super::bpe::{self, Learned};
 use super::tokenizer_cache::{Cached, TokenizerCache};
 
 /// Text is encoded in pieces of at least this many bytes; see [`pieces`].
@@ -15,6 +14,9 @@ const PIECE_BYTES: usize = 1 << 16;
 
 /// Longer words are learned from in parts: a text without spaces must not make every merge rewrite all of it.
 const LEARNED_WORD_CHARS: usize = 256;
+
+/// A BPE is learned from this much of the text at most: the library counts pairs in 31 bits.
+const LEARNED_BYTES: usize = 1 << 30;
 
 /// What the digest of the tokenizer of bytes is taken of: it has no file.
 const BYTES_DEFINITION: &[u8] = b"lockstep tokenizer: bytes: 256 tokens, each the value of one byte";
@@ -61,6 +63,7 @@ impl Tokenizer {
         if !VOCABULARIES.contains(&vocabulary) {
             return Err(TokenizerError::Vocabulary(vocabulary));
         }
+        let text = &text[..text.floor_char_boundary(LEARNED_BYTES)];
         let cache = TokenizerCache::new(cache_dir, text, vocabulary);
         let mut warnings = Vec::new();
         match cache.load() {
@@ -71,7 +74,7 @@ impl Tokenizer {
             },
             Cached::Damaged(warning) => warnings.push(warning),
         }
-        let definition = definition(&learn(text, vocabulary)?)?;
+        let definition = learn(text, vocabulary)?;
         if let Err(error) = cache.save(definition.as_bytes()) {
             warnings.push(cache.not_saved(&error));
         }
@@ -124,32 +127,33 @@ fn byte_level() -> ByteLevel {
     ByteLevel::new(false, false, true)
 }
 
-fn learn(text: &str, vocabulary: usize) -> Result<Learned, TokenizerError> {
-    let mut words: BTreeMap<String, u64> = BTreeMap::new();
-    for piece in pieces(text, PIECE_BYTES) {
-        let mut split = PreTokenizedString::from(piece);
-        byte_level().pre_tokenize(&mut split)?;
-        for (word, _, _) in split.get_splits(OffsetReferential::Normalized, OffsetType::None) {
-            for part in parts(word, LEARNED_WORD_CHARS) {
-                match words.get_mut(part) {
-                    Some(count) => *count += 1,
-                    None => drop(words.insert(part.to_owned(), 1)),
-                }
-            }
-        }
-    }
-    let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
-    alphabet.sort_unstable();
-    Ok(bpe::learn(&words, &alphabet, vocabulary))
-}
-
-/// The learned tokenizer in the format of the `tokenizers` library (`tokenizer.json`), which others read as well.
-fn definition(learned: &Learned) -> Result<String, TokenizerError> {
-    let vocabulary: Vocab = learned.tokens.iter().cloned().zip(0..).collect();
-    let model = BPE::builder().vocab_and_merges(vocabulary, learned.merges.clone()).build()?;
+/// Learns a BPE and returns it in the library's own format (`tokenizer.json`), which other programs read as well.
+///
+/// The result depends on the text and the vocabulary only: equally frequent pairs are merged in the order of their
+/// ids, and the ids of single bytes are fixed.
+fn learn(text: &str, vocabulary: usize) -> Result<String, TokenizerError> {
+    // A rank has the threads that the configuration gives it, and no pool beside them.
+    set_parallelism(false);
+    let mut trainer = BpeTrainer::builder()
+        .vocab_size(vocabulary)
+        .min_frequency(2)
+        .show_progress(false)
+        .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+        .build();
+    trainer.feed(pieces(text, PIECE_BYTES), words)?;
+    let mut model = BPE::default();
+    trainer.train(&mut model)?;
     let mut tokenizer = tokenizers::Tokenizer::new(model);
     tokenizer.with_pre_tokenizer(Some(byte_level())).with_decoder(Some(byte_level()));
     Ok(tokenizer.to_string(false)?)
+}
+
+/// The words to learn from.
+fn words(text: &str) -> tokenizers::Result<Vec<String>> {
+    let mut split = PreTokenizedString::from(text);
+    byte_level().pre_tokenize(&mut split)?;
+    let words = split.get_splits(OffsetReferential::Normalized, OffsetType::None);
+    Ok(words.iter().flat_map(|(word, ..)| parts(word, LEARNED_WORD_CHARS).map(str::to_owned)).collect())
 }
 
 /// `text` in pieces of at least `bytes`, which are tokenized as they would be together: each but the first starts

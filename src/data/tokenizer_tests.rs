@@ -48,14 +48,23 @@ fn bpe_compresses_and_loses_nothing() {
     assert_eq!(decode(&tokenizer, &tokenizer.encode(unseen).unwrap()), unseen);
 }
 
+/// The library keeps its counts in hash maps that are seeded anew each time: that must not show, not even in texts
+/// with many equally frequent pairs and many ways to put the same token together.
 #[test]
 fn learning_is_the_same_every_time() {
-    let definitions: Vec<_> = (0..3).map(|_| definition(&learn(sample(), 2000).unwrap()).unwrap()).collect();
-    assert!(definitions.windows(2).all(|pair| pair[0] == pair[1]));
-    let threads: Vec<_> =
-        (0..4).map(|_| std::thread::spawn(|| definition(&learn(sample(), 2000).unwrap()).unwrap())).collect();
-    for thread in threads {
-        assert_eq!(thread.join().unwrap(), definitions[0]);
+    let ambiguous: String = (0..3000u32)
+        .map(|i| if i % 11 == 0 { ' ' } else { ['a', 'b'][(i * i / 5 % 7 % 2) as usize] })
+        .collect();
+    for (text, vocabulary) in [(sample(), 2000), (&ambiguous, 400)] {
+        let first = learn(text, vocabulary).unwrap();
+        for _ in 0..3 {
+            assert_eq!(learn(text, vocabulary).unwrap(), first);
+        }
+        set_parallelism(true);
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| learn(text, vocabulary).unwrap())).collect();
+            threads.into_iter().for_each(|thread| assert_eq!(thread.join().unwrap(), first));
+        });
     }
 }
 
@@ -66,30 +75,6 @@ fn what_is_learned_is_pinned() {
 }
 
 const PINNED: &str = "e85513d3917c5ee495db6041b96bd65f3c843cf45acbd7de91379c33ab72aeec";
-
-/// On ordinary text our learner and the library's choose the same merges.
-#[test]
-fn the_librarys_own_trainer_agrees() {
-    use tokenizers::models::TrainerWrapper;
-    use tokenizers::models::bpe::BpeTrainer;
-    let text = &sample()[..50_000];
-    let ours = learn(text, 400).unwrap();
-    let mut library = tokenizers::Tokenizer::new(BPE::default());
-    library.with_pre_tokenizer(Some(byte_level()));
-    let alphabet = ByteLevel::alphabet().into_iter().collect();
-    let trainer = BpeTrainer::builder()
-        .vocab_size(400)
-        .min_frequency(2)
-        .show_progress(false)
-        .initial_alphabet(alphabet);
-    let mut trainer = TrainerWrapper::from(trainer.build());
-    library.train(&mut trainer, [text].into_iter()).unwrap();
-    let theirs = library.get_vocab(false);
-    for (id, token) in (0..).zip(&ours.tokens) {
-        assert_eq!(theirs.get(token), Some(&id), "{token}");
-    }
-    assert_eq!(theirs.len(), ours.tokens.len());
-}
 
 #[test]
 fn the_second_time_it_comes_from_the_cache() {
@@ -182,14 +167,8 @@ fn a_text_without_spaces_does_not_hang() {
 proptest! {
     #[test]
     fn pieces_do_not_change_the_words(text in "([a-z'0-9,.éΩ ]|\\s|\n){0,80}", bytes in 1usize..20) {
-        let words = |text: &str| -> Vec<String> {
-            let mut split = PreTokenizedString::from(text);
-            byte_level().pre_tokenize(&mut split).unwrap();
-            let splits = split.get_splits(OffsetReferential::Normalized, OffsetType::None);
-            splits.into_iter().map(|(word, _, _)| word.to_owned()).collect()
-        };
-        let in_pieces: Vec<String> = pieces(&text, bytes).flat_map(words).collect();
-        prop_assert_eq!(in_pieces, words(&text));
+        let in_pieces: Vec<String> = pieces(&text, bytes).flat_map(|piece| words(piece).unwrap()).collect();
+        prop_assert_eq!(in_pieces, words(&text).unwrap());
         prop_assert_eq!(pieces(&text, bytes).collect::<String>(), text);
     }
 
