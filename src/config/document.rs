@@ -1,6 +1,7 @@
-//! YAML text as a tree that knows its lines. It accepts the part of YAML that a configuration needs and refuses the
-//! rest (anchors, aliases, tags, several documents, complex keys) by name, so that no input is expensive or
-//! ambiguous. Parsing is iterative and its depth is bounded before anything recursive sees the tree.
+//! YAML text as a tree that knows its lines. It accepts the part of YAML that a configuration needs and
+//! refuses the rest (anchors, aliases, tags, several documents, complex keys) by name, so that no input is
+//! expensive or ambiguous. Parsing is iterative and its depth is bounded before anything recursive sees the
+//! tree.
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span};
 

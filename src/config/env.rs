@@ -30,10 +30,11 @@ pub const PYTHON: &str = "LOCKSTEP_PYTHON";
 pub const SETUP: &str = "LOCKSTEP_SETUP";
 /// The commit that a build is of.
 pub const GIT_COMMIT: &str = "LOCKSTEP_GIT_COMMIT";
-/// Thread counts that a library would otherwise choose itself: the trainer sets them to `run.threads_per_rank`.
+/// Thread counts that a library would otherwise choose itself: the trainer sets them to
+/// `run.threads_per_rank`.
 pub const THREADS: [&str; 2] = ["OMP_NUM_THREADS", "MKL_NUM_THREADS"];
 
-/// Every variable. A value in the configuration names its variable there; no other code reads these behind its back.
+/// Every variable. What feeds a value of the configuration is named in the YAML itself, as `${NAME}`.
 pub const VARIABLES: &[Variable] = &[
     Variable {
         name: RUNS,

@@ -94,8 +94,8 @@ impl fmt::Display for Problem {
 /// Problems shown at once: enough to mend a file in one go, few enough to read.
 const SHOWN_MAX: usize = 20;
 
-/// Why there is no configuration. It displays as the whole message for the user, one line a problem; the exit code
-/// is that of a usage error.
+/// Why there is no configuration. It displays as the whole message for the user, one line a problem; the exit
+/// code is that of a usage error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     /// Never empty.

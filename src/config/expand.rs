@@ -1,5 +1,5 @@
-//! Environment variables in values: `${NAME}`, `${NAME:-default}` (used where the variable is unset or empty, as in a
-//! shell; a default may hold further references), and `$$` for a dollar sign.
+//! Environment variables in values: `${NAME}`, `${NAME:-default}` (used where the variable is unset or empty,
+//! as in a shell; a default may hold further references), and `$$` for a dollar sign.
 
 /// References inside the default of a reference.
 const DEPTH_MAX: usize = 16;

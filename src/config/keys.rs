@@ -1,5 +1,5 @@
-//! The table of keys, derived from the types in [`super::schema`]: what unknown keys are compared with, what bounds
-//! are checked, and what the reference documentation lists.
+//! The table of keys, derived from the types in [`super::schema`]: what unknown keys are compared with, what
+//! bounds are checked, and what the reference documentation lists.
 
 use std::sync::OnceLock;
 
@@ -155,8 +155,8 @@ impl Keys {
     }
 }
 
-/// The schema is one that this program generated from its own types: a field that is no kind of value known here is
-/// a programmer's mistake, which the tests below find.
+/// The schema is one that this program generated from its own types: a field that is no kind of value known
+/// here is a programmer's mistake, which the tests below find.
 fn collect(into: &mut Keys, prefix: &str, schema: &Value) {
     let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return };
     // `required` keeps the order of the fields; the properties are sorted.

@@ -1,6 +1,6 @@
-//! The files that make up a configuration, in the order in which they apply: what a file extends comes before it, and
-//! each file applies once, where it is first named. So `--config demo.yaml --config mine.yaml` keeps what demo.yaml
-//! set although both extend base.yaml, and no chain of `extends` costs more than its files.
+//! The files that make up a configuration, in the order in which they apply: what a file extends comes before
+//! it, and each file applies once, where it is first named. So `--config demo.yaml --config mine.yaml` keeps
+//! what demo.yaml set although both extend base.yaml, and no chain of `extends` costs more than its files.
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,6 @@
-//! The configuration: YAML files that extend one another, `--set` flags and environment variables become one typed
-//! [`Config`], each value with what set it. No default is written in code; `configs/base.yaml` has them all.
+//! The configuration: YAML files that extend one another, `--set` flags and environment variables become one
+//! typed [`Config`], each value with what set it. No default is written in code; `configs/base.yaml` has them
+//! all.
 
 mod check;
 mod document;
@@ -39,9 +40,9 @@ pub struct Resolved {
     pub values: Vec<Setting>,
 }
 
-/// Resolves a configuration: `files` left to right with what they extend (none: the embedded `base.yaml`), then the
-/// `--set` flags left to right. Types, bounds and the names of keys are checked; [`Resolved::validate`] checks how
-/// values fit together.
+/// Resolves a configuration: `files` left to right with what they extend (none: the embedded `base.yaml`),
+/// then the `--set` flags left to right. Types, bounds and the names of keys are checked;
+/// [`Resolved::validate`] checks how values fit together.
 pub fn load(files: &[PathBuf], sets: &[String], env: Environment<'_>) -> Result<Resolved, ConfigError> {
     let base = [PathBuf::from("embedded:base.yaml")];
     let mut problems = Vec::new();

@@ -1,5 +1,5 @@
-//! What may change between a run and its resumption: how the work is shared, recorded and kept, but nothing that the
-//! result depends on.
+//! What may change between a run and its resumption: how the work is shared, recorded and kept, but nothing
+//! that the result depends on.
 
 use serde_json::Value;
 
@@ -8,7 +8,8 @@ use super::error::Problem;
 use super::keys::Keys;
 use super::schema::Config;
 
-/// Keys, or sections with all their keys, that do not change the result. Everything else is fixed, new keys included.
+/// Keys, or sections with all their keys, that do not change the result. Everything else is fixed, new keys
+/// included.
 const FREE: &[&str] = &[
     "run.name",
     "run.dir",

@@ -1,4 +1,5 @@
-//! The type of a scalar, by the core schema of YAML 1.2: `yes`, `on` and `1_000` are strings, `3e-4` is a number.
+//! The type of a scalar, by the core schema of YAML 1.2: `yes`, `on` and `1_000` are strings, `3e-4` is a
+//! number.
 
 use serde_json::{Number, Value};
 
@@ -8,7 +9,8 @@ use super::document::{Scalar, Style};
 #[derive(Clone, Debug, PartialEq)]
 pub enum Resolved {
     Value(Value),
-    /// `.nan`, `.inf`, `-.inf`, or a number beyond the range of a double: nothing that a configuration can use.
+    /// `.nan`, `.inf`, `-.inf`, or a number beyond the range of a double: nothing that a configuration can
+    /// use.
     NotFinite,
 }
 

@@ -1,6 +1,7 @@
-//! The configuration's types. Every key, its unit, its bounds and its meaning are written here and nowhere else:
-//! the table of keys ([`super::keys`]), the checks of bounds and `docs/configuration.md` are all derived from the
-//! doc comments and the `schemars` attributes in this file, so each public item here needs a comment.
+//! The configuration's types. Every key, its unit, its bounds and its meaning are written here and nowhere
+//! else: the table of keys ([`super::keys`]), the checks of bounds and `docs/configuration.md` are all
+//! derived from the doc comments and the `schemars` attributes in this file, so each public item here needs a
+//! comment.
 
 use std::path::PathBuf;
 

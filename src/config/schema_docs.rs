@@ -1,5 +1,5 @@
-//! `docs/configuration.md`, generated from the table of keys, `base.yaml` and the table of environment variables.
-//! `lockstep config schema` prints it; a test fails when the file is stale.
+//! `docs/configuration.md`, generated from the table of keys, `base.yaml` and the table of environment
+//! variables. `lockstep config schema` prints it; a test fails when the file is stale.
 
 use std::fmt::Write;
 

@@ -100,7 +100,8 @@ impl<'a> Reader<'a> {
         self.named(name, entry.line, entry.value);
     }
 
-    /// Recursion ends because a name is a section only if the schema says so, and its sections have keys alone.
+    /// Recursion ends because a name is a section only if the schema says so, and its sections have keys
+    /// alone.
     fn named(&mut self, name: String, line: usize, node: Node) {
         if let Some(key) = Keys::get().find(&name) {
             return match self.value(key, node) {

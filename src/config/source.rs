@@ -77,7 +77,8 @@ impl Source {
         }
     }
 
-    /// Equal for two files that are the same layer: the same file on disk, or an embedded file and its unchanged copy.
+    /// Equal for two files that are the same layer: the same file on disk, or an embedded file and its
+    /// unchanged copy.
     pub fn identity(&self, text: &str) -> PathBuf {
         let Self::File(path) = self else { return PathBuf::from(self.to_string()) };
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();

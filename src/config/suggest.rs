@@ -62,8 +62,8 @@ pub fn remedy_for_unknown_key(name: &str) -> String {
     format!("there are {}", names.join(", "))
 }
 
-/// The key or section that is most like an unknown one: another trainer's name for it, the same last word in another
-/// section, or the fewest typing errors.
+/// The key or section that is most like an unknown one: another trainer's name for it, the same last word in
+/// another section, or the fewest typing errors.
 pub fn nearest_key(name: &str) -> Option<String> {
     let last = name.rsplit('.').next().unwrap_or_default();
     if let Some((_, key)) = ALIASES.iter().find(|(alias, _)| *alias == last) {

@@ -1,5 +1,5 @@
-//! How values fit together. Everything here is a pure function of the configuration, except that the data's file is
-//! looked for.
+//! How values fit together. Everything here is a pure function of the configuration, except that the data's
+//! file is looked for.
 
 use std::path::Path;
 
