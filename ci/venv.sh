@@ -51,13 +51,15 @@ fill_venv() { # FOLDER REQUIREMENTS MIB PYTHON
   if [ ! -x "$folder/bin/python" ] && [ "$free" -lt "$needed" ]; then
     fail "$folder needs $needed MiB and only $free MiB are free" "Free some, or set LOCKSTEP_CACHE to another disk."
   fi
+  if ! "$folder/bin/python" -m pip --version >/dev/null 2>&1; then
+    rm -rf "$folder"
+  fi
   mkdir -p "$folder"
   rm -rf "$folder/$CACHE_STAMP" "$folder"/tmp.*
   touch "$folder/$CACHE_MARKER"
-  if ! "$folder/bin/python" -m pip --version >/dev/null 2>&1; then
-    limited 300 "$4" -m venv --clear "$folder" ||
+  if [ ! -x "$folder/bin/pip" ]; then
+    limited 300 "$4" -m venv "$folder" ||
       fail "$4 -m venv $folder failed" "The lines above say why; remove $folder and start again."
-    touch "$folder/$CACHE_MARKER"
   fi
   # pip unpacks gigabytes in TMPDIR, and /tmp is small on many machines.
   temporary=$(mktemp -d "$folder/tmp.XXXXXX")
