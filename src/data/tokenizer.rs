@@ -1,5 +1,6 @@
 //! From text to tokens: bytes, or a byte-level BPE that is learned from the training text.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use tokenizers::models::bpe::{BPE, BpeTrainer};
@@ -9,8 +10,11 @@ use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer
 
 use super::tokenizer_cache::{Cached, TokenizerCache};
 
-/// Text is encoded in pieces of at least this many bytes; see [`pieces`].
+/// The text to learn from is split into words in pieces of at least this many bytes; see [`pieces`].
 const PIECE_BYTES: usize = 1 << 16;
+
+/// Words whose tokens are remembered while a text is encoded.
+const KNOWN_WORDS: usize = 1 << 20;
 
 /// Longer words are learned from in parts: a text without spaces must not make every merge rewrite all of it.
 const LEARNED_WORD_CHARS: usize = 256;
@@ -92,8 +96,18 @@ impl Tokenizer {
             Kind::Bytes => Ok(text.bytes().map(u32::from).collect()),
             Kind::Bpe(tokenizer) => {
                 let mut tokens = Vec::with_capacity(text.len() / 2);
-                for piece in pieces(text, PIECE_BYTES) {
-                    tokens.extend_from_slice(tokenizer.encode_fast(piece, false)?.get_ids());
+                // The library takes microseconds for a word, and most words of a text come again and again.
+                let mut known: HashMap<&str, Vec<u32>> = HashMap::new();
+                for word in pieces(text, 1) {
+                    if let Some(ids) = known.get(word) {
+                        tokens.extend_from_slice(ids);
+                        continue;
+                    }
+                    let encoding = tokenizer.encode_fast(word, false)?;
+                    tokens.extend_from_slice(encoding.get_ids());
+                    if known.len() < KNOWN_WORDS {
+                        known.insert(word, encoding.get_ids().to_vec());
+                    }
                 }
                 Ok(tokens)
             }
@@ -157,7 +171,7 @@ fn words(text: &str) -> tokenizers::Result<Vec<String>> {
 }
 
 /// `text` in pieces of at least `bytes`, which are tokenized as they would be together: each but the first starts
-/// with a line's end after something other than white space, and there GPT-2's pre-tokenizer always splits.
+/// with the white space after a word, and there GPT-2's pre-tokenizer always splits.
 fn pieces(text: &str, bytes: usize) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -174,7 +188,7 @@ fn cut(text: &str, at_least: usize) -> usize {
     let start = text.ceil_char_boundary(at_least.max(1));
     let mut before = text[..start].chars().next_back();
     for (offset, c) in text[start..].char_indices() {
-        if c == '\n' && before.is_some_and(|before| !before.is_whitespace()) {
+        if c.is_whitespace() && before.is_some_and(|before| !before.is_whitespace()) {
             return start + offset;
         }
         before = Some(c);
