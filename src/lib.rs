@@ -2,15 +2,21 @@
 //! restart. `docs/ARCHITECTURE.md` is the map of this crate.
 
 pub mod checkpoint;
+pub mod cli;
 pub mod comm;
+pub mod commands;
 pub mod config;
+pub mod data;
 pub mod files;
 pub mod grad;
+pub mod launch;
 pub mod metrics;
 pub mod model;
 pub mod mutate;
 pub mod optim;
 pub mod partition;
 pub mod random;
+pub mod session;
 pub mod strategy;
 pub mod torch;
+pub mod train;

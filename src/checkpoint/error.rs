@@ -25,6 +25,16 @@ impl CheckpointError {
         Self::Damaged { path: path.to_owned(), reason: reason.to_string() }
     }
 
+    /// The error without the checkpoint's path.
+    pub(super) fn reason(&self) -> String {
+        match self {
+            Self::Damaged { reason, .. } | Self::Mismatch { reason, .. } | Self::Save { reason, .. } => {
+                reason.clone()
+            }
+            Self::Comm(error) => error.to_string(),
+        }
+    }
+
     pub(super) fn mismatch(path: &Path, reason: impl ToString) -> Self {
         Self::Mismatch { path: path.to_owned(), reason: reason.to_string() }
     }

@@ -1,11 +1,13 @@
 //! Checkpoints: every rank writes its shard, rank 0 publishes the folder in one rename, and any number of ranks
 //! under any strategy reads it back.
 
+mod archive;
 mod error;
 mod prune;
 mod read;
 mod write;
 
+pub use archive::Archive;
 pub use error::CheckpointError;
 pub use prune::surplus;
 pub use read::{Expected, candidates, load};

@@ -12,7 +12,10 @@ pub use solo::SoloComm;
 pub enum CommError {
     #[error("{operation}: {reason}")]
     Failed { operation: &'static str, reason: String },
-    #[error("{operation}: {elements} elements in one message, but MPI counts to {}; lower parallel.bucket_mb", i32::MAX)]
+    #[error(
+        "{operation}: {elements} elements in one message, but MPI counts to {}; lower parallel.bucket_mb",
+        i32::MAX
+    )]
     TooLarge { operation: &'static str, elements: usize },
 }
 
@@ -40,7 +43,12 @@ pub trait Comm {
     fn all_reduce_native(&self, buffer: &mut [f32]) -> Result<(), CommError>;
 
     /// Sums `send` over all ranks in an order of the library's choice; rank r gets `counts[r]` elements of it.
-    fn reduce_scatter_native(&self, send: &[f32], recv: &mut [f32], counts: &[usize]) -> Result<(), CommError>;
+    fn reduce_scatter_native(
+        &self,
+        send: &[f32],
+        recv: &mut [f32],
+        counts: &[usize],
+    ) -> Result<(), CommError>;
 
     /// Everybody's message, in rank order. Lengths may differ.
     fn all_gather_bytes(&self, send: &[u8]) -> Result<Vec<Vec<u8>>, CommError>;
@@ -65,4 +73,9 @@ pub fn agree(comm: &dyn Comm, mine: Result<(), String>) -> Result<Result<(), Str
         None => Ok(()),
         Some((rank, message)) => Err(format!("rank {rank}: {}", String::from_utf8_lossy(&message[1..]))),
     })
+}
+
+/// Ends all ranks of the MPI world, if there is one: for a process that cannot go on and holds no communicator.
+pub fn abort_world(exit_code: i32) {
+    mpi::abort_if_started(exit_code);
 }

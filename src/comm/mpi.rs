@@ -29,7 +29,8 @@ impl MpiComm {
         let (rank, size) = (world.rank() as usize, world.size() as usize);
         // SAFETY: MPI is initialised; errors then come back as return codes instead of ending the process.
         unsafe { ffi::MPI_Comm_set_errhandler(ffi::RSMPI_COMM_WORLD, ffi::RSMPI_ERRORS_RETURN) };
-        let watchdog = Watchdog::start(rank, timeout, end_all_ranks).map_err(|error| failed(error.to_string()))?;
+        let watchdog =
+            Watchdog::start(rank, timeout, end_all_ranks).map_err(|error| failed(error.to_string()))?;
         Ok(Self { rank, size, watchdog, _universe: universe })
     }
 
@@ -53,6 +54,19 @@ fn end_all_ranks(exit_code: i32) {
     unsafe { ffi::MPI_Abort(ffi::RSMPI_COMM_WORLD, exit_code) };
 }
 
+/// Ends all ranks if MPI runs.
+pub fn abort_if_started(exit_code: i32) {
+    let (mut started, mut finished): (c_int, c_int) = (0, 0);
+    // SAFETY: both questions may be asked at any time.
+    unsafe {
+        ffi::MPI_Initialized(&mut started);
+        ffi::MPI_Finalized(&mut finished);
+    }
+    if started != 0 && finished == 0 {
+        end_all_ranks(exit_code);
+    }
+}
+
 fn describe(code: c_int) -> String {
     let mut text = [0u8; 1024];
     let mut length: c_int = 0;
@@ -62,7 +76,11 @@ fn describe(code: c_int) -> String {
 }
 
 /// MPI's counts and displacements of messages that lie back to back.
-fn layout(operation: &'static str, counts: &[usize], buffer: usize) -> Result<(Vec<c_int>, Vec<c_int>), CommError> {
+fn layout(
+    operation: &'static str,
+    counts: &[usize],
+    buffer: usize,
+) -> Result<(Vec<c_int>, Vec<c_int>), CommError> {
     let total: usize = counts.iter().sum();
     assert_eq!(total, buffer, "{operation}: counts and buffer disagree");
     if total > i32::MAX as usize {
@@ -157,7 +175,12 @@ impl Comm for MpiComm {
         })
     }
 
-    fn reduce_scatter_native(&self, send: &[f32], recv: &mut [f32], counts: &[usize]) -> Result<(), CommError> {
+    fn reduce_scatter_native(
+        &self,
+        send: &[f32],
+        recv: &mut [f32],
+        counts: &[usize],
+    ) -> Result<(), CommError> {
         let operation = "reduce-scatter";
         let (counts, _) = layout(operation, counts, send.len())?;
         self.call(operation, || unsafe {

@@ -12,7 +12,9 @@ use crate::torch::{TorchError, take_grad};
 pub enum GradientError {
     #[error(transparent)]
     Torch(#[from] TorchError),
-    #[error("parameter {name} got no gradient from micro-batch {micro_batch}: the loss does not depend on it")]
+    #[error(
+        "parameter {name} got no gradient from micro-batch {micro_batch}: the loss does not depend on it"
+    )]
     Unused { name: String, micro_batch: usize },
 }
 

@@ -23,7 +23,8 @@ pub struct Exchange {
 impl Exchange {
     /// For `micro_batches` leaves over `world_size` ranks.
     pub fn new(micro_batches: usize, rank: usize, world_size: usize) -> Self {
-        let held = |rank| Accumulation::along_tree(share(micro_batches, world_size, rank), micro_batches).partials;
+        let held =
+            |rank| Accumulation::along_tree(share(micro_batches, world_size, rank), micro_batches).partials;
         let partials: Vec<Vec<Node>> = (0..world_size).map(held).collect();
         let all = partials.concat();
         let merges = match active(Mutation::RankOrder) {
@@ -53,7 +54,9 @@ impl Exchange {
             _ => {
                 self.send.clear();
                 for shard in shards {
-                    gradients.partials(bucket).for_each(|sum| self.send.extend_from_slice(&sum[shard.clone()]));
+                    gradients
+                        .partials(bucket)
+                        .for_each(|sum| self.send.extend_from_slice(&sum[shard.clone()]));
                 }
                 comm.all_to_all(&self.send, &send_counts, &mut self.recv, &recv_counts)?;
             }

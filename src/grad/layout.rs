@@ -147,7 +147,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn specs(shapes: &[Vec<i64>]) -> Vec<ParameterSpec> {
-        let spec = |(index, shape): (usize, &Vec<i64>)| ParameterSpec { name: format!("p{index}"), shape: shape.clone() };
+        let spec = |(index, shape): (usize, &Vec<i64>)| ParameterSpec {
+            name: format!("p{index}"),
+            shape: shape.clone(),
+        };
         shapes.iter().enumerate().map(spec).collect()
     }
 

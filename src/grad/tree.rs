@@ -135,7 +135,10 @@ pub fn merge_order(partials: &[Node], leaves: usize) -> Vec<Merge> {
             merges.push(Merge { into, from });
         }
     }
-    assert!(matches!(stack[..], [(root, 0)] if root.is_root(leaves)), "partial sums {partials:?} of {leaves} leaves");
+    assert!(
+        matches!(stack[..], [(root, 0)] if root.is_root(leaves)),
+        "partial sums {partials:?} of {leaves} leaves"
+    );
     merges
 }
 

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use lockstep_record::{BLOCK_BYTES, Digest, DigestLine, Phase, Real, block_digests, rank_ranges, tensor_digest};
+use lockstep_record::{
+    BLOCK_BYTES, Digest, DigestLine, Phase, Real, block_digests, rank_ranges, tensor_digest,
+};
 
 use crate::comm::{Comm, CommError};
 use crate::grad::flat::{Flat, bytes};
@@ -34,7 +36,16 @@ impl Fingerprint {
 
     fn line(&self, step: u64, phase: Phase, tensor: String) -> DigestLine {
         let norm = Real(f64::from_bits(self.norm));
-        DigestLine { step, phase, tensor, micro_batch: None, digest: self.digest, norm, ranks: vec![], sharded: false }
+        DigestLine {
+            step,
+            phase,
+            tensor,
+            micro_batch: None,
+            digest: self.digest,
+            norm,
+            ranks: vec![],
+            sharded: false,
+        }
     }
 }
 
@@ -44,7 +55,10 @@ fn fingerprints(layout: &Layout, buffers: &[Flat]) -> Vec<Fingerprint> {
 }
 
 fn encode(entries: impl IntoIterator<Item = (Digest, u64)>) -> Vec<u8> {
-    entries.into_iter().flat_map(|(digest, bits)| [&digest.0.to_le_bytes()[..], &bits.to_le_bytes()].concat()).collect()
+    entries
+        .into_iter()
+        .flat_map(|(digest, bits)| [&digest.0.to_le_bytes()[..], &bits.to_le_bytes()].concat())
+        .collect()
 }
 
 fn decode(message: &[u8]) -> impl Iterator<Item = (Digest, u64)> {
@@ -85,8 +99,8 @@ pub fn replicas(
     Ok(lines)
 }
 
-/// Lines for tensors that the ranks hold together: `owned(rank)[bucket]` of each. `buffers` start at this rank's
-/// `start(bucket)`.
+/// Lines for tensors that the ranks hold together: `owned(rank)` is what a rank has of each bucket, and
+/// `elements(bucket, range)` reads from what this rank has.
 pub fn shards(
     comm: &dyn Comm,
     layout: &Layout,
@@ -99,7 +113,9 @@ pub fn shards(
     for part in layout.parts(&owned(comm.rank())) {
         let values = elements(part.bucket, part.range);
         let squares = tensor_square_sums(&values);
-        mine.extend(block_digests(bytes(&values), BLOCK_BYTES).into_iter().zip(squares.into_iter().map(f64::to_bits)));
+        mine.extend(
+            block_digests(bytes(&values), BLOCK_BYTES).into_iter().zip(squares.into_iter().map(f64::to_bits)),
+        );
     }
     let messages = comm.all_gather_bytes(&encode(mine))?;
     // By parameter: the parts in order of offset, each with its blocks.
@@ -131,7 +147,8 @@ pub fn local_gradients(
     mine: &[Vec<Fingerprint>],
     first: &dyn Fn(usize) -> usize,
 ) -> Result<Vec<DigestLine>, CommError> {
-    let messages = comm.all_gather_bytes(&encode(mine.iter().flatten().map(|print| (print.digest, print.norm))))?;
+    let messages =
+        comm.all_gather_bytes(&encode(mine.iter().flatten().map(|print| (print.digest, print.norm))))?;
     let mut lines = Vec::new();
     for (rank, message) in messages.iter().enumerate() {
         for (index, (digest, norm)) in decode(message).enumerate() {

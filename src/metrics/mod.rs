@@ -11,4 +11,4 @@ pub use digests::{Fingerprint, local_gradients, replicas, shards};
 pub use logs::start_logging;
 pub use memory::resident_bytes;
 pub use progress::Progress;
-pub use recorder::Recorder;
+pub use recorder::{Recorder, RecorderError};

@@ -14,7 +14,10 @@ pub enum Progress {
     /// On ranks other than 0.
     Silent,
     Bar(ProgressBar),
-    Lines { steps: u64, last: Option<Instant> },
+    Lines {
+        steps: u64,
+        last: Option<Instant>,
+    },
 }
 
 impl Progress {
@@ -28,7 +31,9 @@ impl Progress {
         }
         let bar = ProgressBar::new(steps).with_position(done);
         let template = "{bar:30} step {pos}/{len}  {msg}  {eta} left";
-        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_style(
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
         Self::Bar(bar)
     }
 
@@ -57,7 +62,8 @@ impl Progress {
 }
 
 fn describe(line: &StepLine) -> String {
-    let validation = line.validation_loss.map(|loss| format!("  validation {:.4}", loss.0)).unwrap_or_default();
+    let validation =
+        line.validation_loss.map(|loss| format!("  validation {:.4}", loss.0)).unwrap_or_default();
     format!(
         "loss {:.4}{validation}  |g| {:.3}  lr {:.2e}  {:.0} tokens/s",
         line.loss.0, line.gradient_norm.0, line.learning_rate.0, line.tokens_per_second.0

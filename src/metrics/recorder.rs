@@ -86,7 +86,10 @@ impl Recorder {
     }
 
     pub fn digests(&mut self, lines: &[DigestLine]) -> Result<(), RecorderError> {
-        lines.iter().try_for_each(|line| write_line(&mut self.digests, line)).map_err(io_error(&self.run.digests()))
+        lines
+            .iter()
+            .try_for_each(|line| write_line(&mut self.digests, line))
+            .map_err(io_error(&self.run.digests()))
     }
 
     /// Writes a finished step and hands everything so far to the operating system, so that a crash keeps it.
@@ -107,7 +110,8 @@ impl Recorder {
             segment.ended = Some(ended);
         }
         self.write_manifest()?;
-        csv::derive(&self.run).map_err(|reason| RecorderError::Content { path: self.run.metrics_csv(), reason })
+        csv::derive(&self.run)
+            .map_err(|reason| RecorderError::Content { path: self.run.metrics_csv(), reason })
     }
 }
 

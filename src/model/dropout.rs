@@ -43,11 +43,8 @@ mod tests {
     #[test]
     fn each_key_has_its_mask_and_the_rank_is_none_of_them() {
         let base = Dropout { probability: 0.25, seed: 1, step: 2, micro_batch: 3, rank: 0 };
-        let others = [
-            Dropout { seed: 9, ..base },
-            Dropout { step: 9, ..base },
-            Dropout { micro_batch: 9, ..base },
-        ];
+        let others =
+            [Dropout { seed: 9, ..base }, Dropout { step: 9, ..base }, Dropout { micro_batch: 9, ..base }];
         assert!(others.iter().all(|&other| mask(other, 0) != mask(base, 0)));
         assert_ne!(mask(base, 1), mask(base, 0));
         assert_eq!(mask(Dropout { rank: 5, ..base }, 0), mask(base, 0));

@@ -78,12 +78,14 @@ impl Gpt {
     fn attention(&self, reader: &mut Reader, x: &Tensor) -> Result<Tensor, TchError> {
         let (batch, time, width) = x.size3()?;
         let qkv = reader.linear(x)?.f_split(width, 2)?;
-        let head = |part: &Tensor| part.f_view([batch, time, self.heads, width / self.heads])?.f_transpose(1, 2);
+        let head =
+            |part: &Tensor| part.f_view([batch, time, self.heads, width / self.heads])?.f_transpose(1, 2);
         let (mut q, mut k, v) = (head(&qkv[0])?, head(&qkv[1])?, head(&qkv[2])?);
         if let Some(table) = &self.rotary {
             (q, k) = (rotate(&q, table)?, rotate(&k, table)?);
         }
-        let mixed = Tensor::f_scaled_dot_product_attention::<&Tensor>(&q, &k, &v, None, 0.0, true, None, false)?;
+        let mixed =
+            Tensor::f_scaled_dot_product_attention::<&Tensor>(&q, &k, &v, None, 0.0, true, None, false)?;
         let mixed = mixed.f_transpose(1, 2)?.f_contiguous()?.f_view([batch, time, width])?;
         reader.linear(&mixed)
     }
@@ -134,7 +136,12 @@ impl Model for Gpt {
         all.into_iter().map(|(name, shape, initial)| (ParameterSpec { name, shape }, initial)).collect()
     }
 
-    fn loss(&self, parameters: &[Tensor], batch: &MicroBatch, dropout: Option<&Dropout>) -> Result<Tensor, TchError> {
+    fn loss(
+        &self,
+        parameters: &[Tensor],
+        batch: &MicroBatch,
+        dropout: Option<&Dropout>,
+    ) -> Result<Tensor, TchError> {
         let drop = |site: u32, x: Tensor| match dropout {
             Some(dropout) if dropout.probability > 0.0 => dropout.apply(site, &x),
             _ => Ok(x),
@@ -218,7 +225,9 @@ mod tests {
                 // Only the last token's target counts: its context is permuted.
                 let targets = Tensor::full([1, 8], -100, (Kind::Int64, Device::Cpu));
                 targets.get(0).get(7).copy_(&Tensor::from(5i64));
-                gpt.loss(&parameters, &MicroBatch { inputs: all.inputs, targets }, None).unwrap().double_value(&[])
+                gpt.loss(&parameters, &MicroBatch { inputs: all.inputs, targets }, None)
+                    .unwrap()
+                    .double_value(&[])
             };
             assert_ne!(loss(&[1, 2, 3, 4, 5, 6, 7, 8]), loss(&[2, 1, 3, 4, 5, 6, 7, 8]), "{positions:?}");
         }

@@ -32,7 +32,12 @@ pub trait Model {
     fn parameters(&self) -> Vec<(ParameterSpec, Initial)>;
 
     /// Cross-entropy of a micro-batch, summed over its tokens: a scalar. `dropout` is None for evaluation.
-    fn loss(&self, parameters: &[Tensor], batch: &MicroBatch, dropout: Option<&Dropout>) -> Result<Tensor, tch::TchError>;
+    fn loss(
+        &self,
+        parameters: &[Tensor],
+        batch: &MicroBatch,
+        dropout: Option<&Dropout>,
+    ) -> Result<Tensor, tch::TchError>;
 }
 
 /// The model that the configuration describes, for a vocabulary of this size.

@@ -47,9 +47,10 @@ impl Strategy for Ddp {
     fn reduce(&mut self, comm: &dyn Comm, gradients: &mut Accumulator) -> Result<(), CommError> {
         match self.reduction {
             Reduction::Ordered => self.reduce_ordered(comm, gradients),
-            Reduction::Native => {
-                gradients.gradient_mut().iter_mut().try_for_each(|flat| comm.all_reduce_native(flat.as_mut_slice()))
-            }
+            Reduction::Native => gradients
+                .gradient_mut()
+                .iter_mut()
+                .try_for_each(|flat| comm.all_reduce_native(flat.as_mut_slice())),
         }
     }
 

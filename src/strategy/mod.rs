@@ -91,11 +91,17 @@ pub fn square_sums(
     let mine = shards.iter().zip(buffers).flat_map(|(shards, flat)| of_shard(flat, &shards[comm.rank()]));
     let bytes: Vec<u8> = mine.flat_map(f64::to_le_bytes).collect();
     let messages = comm.all_gather_bytes(&bytes)?;
-    let mut values: Vec<_> =
-        messages.iter().map(|message| message.as_chunks::<8>().0.iter().map(|&bytes| f64::from_le_bytes(bytes))).collect();
+    let mut values: Vec<_> = messages
+        .iter()
+        .map(|message| message.as_chunks::<8>().0.iter().map(|&bytes| f64::from_le_bytes(bytes)))
+        .collect();
     let blocks = |shard: &Range<usize>| shard.len().div_ceil(lockstep_record::BLOCK_ELEMENTS);
     let of_bucket = |shards: &Vec<Range<usize>>| {
-        shards.iter().zip(&mut values).flat_map(|(shard, values)| values.by_ref().take(blocks(shard))).collect()
+        shards
+            .iter()
+            .zip(&mut values)
+            .flat_map(|(shard, values)| values.by_ref().take(blocks(shard)))
+            .collect()
     };
     Ok(shards.iter().map(of_bucket).collect())
 }

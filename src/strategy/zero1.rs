@@ -67,7 +67,11 @@ impl Strategy for Zero1 {
                 Reduction::Native => {
                     let counts: Vec<usize> = shards.iter().map(Range::len).collect();
                     self.scratch.resize(mine.len(), 0.0);
-                    comm.reduce_scatter_native(gradients.gradient()[bucket].as_slice(), &mut self.scratch, &counts)?;
+                    comm.reduce_scatter_native(
+                        gradients.gradient()[bucket].as_slice(),
+                        &mut self.scratch,
+                        &counts,
+                    )?;
                     gradients.gradient_mut()[bucket].as_mut_slice()[mine].copy_from_slice(&self.scratch);
                 }
             }

@@ -1,0 +1,94 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Data-parallel training whose result does not depend on the number of processes.
+#[derive(Debug, Parser)]
+#[command(version, about, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train; started as one process, or as one rank of many by mpirun or srun
+    Train(Train),
+    /// Look at a configuration
+    Config {
+        #[command(subcommand)]
+        command: Config,
+    },
+    /// Look at checkpoints
+    Ckpt {
+        #[command(subcommand)]
+        command: Ckpt,
+    },
+}
+
+/// Where a configuration comes from.
+#[derive(Args, Debug)]
+pub struct Source {
+    /// A YAML file; later ones win over earlier ones [default: the embedded base.yaml]
+    #[arg(long = "config", value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// One value, for example optim.lr=3e-4; wins over all files
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct Train {
+    #[command(flatten)]
+    pub source: Source,
+    /// Where the run record goes [default: run.dir/run.name]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Go on from the run directory's newest good checkpoint (auto), or from this checkpoint or run directory
+    #[arg(long, value_name = "auto|PATH")]
+    pub resume: Option<PathBuf>,
+    /// Save and stop after this step, as if the schedule went on later
+    #[arg(long, value_name = "STEP", value_parser = clap::value_parser!(u64).range(1..))]
+    pub stop_after: Option<u64>,
+    /// Build everything, print what would run, and take no step
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Plant a bug, to see it caught
+    #[cfg(feature = "mutations")]
+    #[arg(long, value_name = "NAME")]
+    pub mutate: Option<crate::mutate::Mutation>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Config {
+    /// Print every value with what set it
+    Show {
+        #[command(flatten)]
+        source: Source,
+        /// Print the resolved YAML instead
+        #[arg(long)]
+        yaml: bool,
+    },
+    /// Check that a configuration can run
+    Check {
+        #[command(flatten)]
+        source: Source,
+        /// Number of ranks that it should run on
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        ranks: usize,
+    },
+    /// Print the reference of all keys and environment variables
+    Schema,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Ckpt {
+    /// List a run's checkpoints
+    Ls { run_dir: PathBuf },
+    /// Check every digest of a checkpoint, or of all checkpoints of a run
+    Verify { path: PathBuf },
+    /// Write the model of a checkpoint as one safetensors file with GPT-2's names
+    Export { checkpoint: PathBuf, file: PathBuf },
+}

@@ -1,0 +1,74 @@
+//! The manifest's facts about this execution.
+
+use std::collections::BTreeMap;
+
+use lockstep_record::{Manifest, Program, RECORD_VERSION, RankInfo, Segment};
+
+use super::resume::Start;
+use super::train::unix_s;
+use crate::comm::MpiComm;
+use crate::launch::Failure;
+use crate::session::Session;
+use crate::torch;
+
+/// A new run's manifest, without segments.
+pub fn manifest(session: &Session) -> Manifest {
+    Manifest {
+        record_version: RECORD_VERSION,
+        program: Program {
+            name: env!("CARGO_PKG_NAME").into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            git_commit: env!("LOCKSTEP_GIT_COMMIT").into(),
+        },
+        seed: session.config.run.seed,
+        config: serde_json::to_value(session.config).unwrap_or_default(),
+        model: session.model_info(),
+        data: session.corpus.info(),
+        segments: Vec::new(),
+    }
+}
+
+/// This execution; all ranks call it.
+pub fn segment(session: &Session, start: &Start) -> Result<Segment, Failure> {
+    let config = session.config;
+    Ok(Segment {
+        from_step: start.step,
+        started_unix_s: unix_s(),
+        world_size: session.comm.size() as u32,
+        strategy: config.parallel.strategy.name().into(),
+        reduction: config.parallel.reduction.name().into(),
+        backend: session.comm.name().into(),
+        threads_per_rank: tch::get_num_threads() as u32,
+        cpu_capability: torch::cpu_capability(),
+        versions: versions(session),
+        container_digest: None,
+        ranks: ranks(session)?,
+        ended: None,
+    })
+}
+
+fn versions(session: &Session) -> BTreeMap<String, String> {
+    let mut versions = BTreeMap::from([("libtorch".to_owned(), torch::version())]);
+    let build = torch::build_config();
+    for (name, start) in [("mkl", "Math Kernel Library Version "), ("onednn", "MKL-DNN v")] {
+        let version = build.split_once(start).and_then(|(_, rest)| rest.split([' ', '-', '\n']).next());
+        versions.extend(version.map(|version| (name.to_owned(), version.to_owned())));
+    }
+    if session.comm.name() == "mpi" {
+        versions.insert("mpi".into(), MpiComm::library_version());
+    }
+    versions
+}
+
+fn ranks(session: &Session) -> Result<Vec<RankInfo>, Failure> {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let mine = RankInfo {
+        rank: session.comm.rank() as u32,
+        host: host.trim().to_owned(),
+        optimizer_bytes: session.optimizer.state_bytes(),
+        master_bytes: session.optimizer.master_bytes(),
+    };
+    let internal = |error: serde_json::Error| Failure::alone(lockstep_record::exit::INTERNAL, error);
+    let messages = session.comm.all_gather_bytes(&serde_json::to_vec(&mine).map_err(internal)?)?;
+    messages.iter().map(|message| serde_json::from_slice(message).map_err(internal)).collect()
+}

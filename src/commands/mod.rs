@@ -1,0 +1,12 @@
+//! The subcommands. Each returns the process's exit code.
+
+mod ckpt;
+mod config;
+mod manifest;
+mod plan;
+mod resume;
+mod train;
+
+pub use ckpt::ckpt;
+pub use config::config;
+pub use train::train;

@@ -1,0 +1,76 @@
+//! What would run, for `--dry-run`, and what did.
+
+use std::fmt::Write;
+
+use lockstep_record::{Outcome, RunDir};
+
+use crate::partition::share;
+use crate::session::Session;
+use crate::train::Ending;
+
+/// Everything that the configuration, the data and the world decide.
+pub fn describe(session: &Session) -> String {
+    let (config, comm, data) = (session.config, session.comm, session.corpus.info());
+    let batch = &config.batch;
+    let global_batch = batch.micro_batches * batch.micro_batch_size;
+    let most = share(batch.micro_batches, comm.size(), 0).len();
+    let least = share(batch.micro_batches, comm.size(), comm.size() - 1).len();
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let mut row = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<12} {value}");
+    };
+    row(
+        "world",
+        format!(
+            "{} rank(s) over {}, {} thread(s) each",
+            comm.size(),
+            comm.name(),
+            config.run.threads_per_rank
+        ),
+    );
+    let strategy = config.parallel.strategy.name();
+    row("strategy", format!("{strategy}, {} reduction", config.parallel.reduction.name()));
+    row(
+        "model",
+        format!("{} parameters in {} tensors", session.layout.elements(), session.layout.parameters.len()),
+    );
+    row("buckets", format!("{} of up to {} MiB", session.layout.buckets.len(), config.parallel.bucket_mb));
+    let state = session.optimizer.state_bytes();
+    row("optimizer", format!("{}, {state} bytes of state on rank 0", config.optim.kind.name()));
+    row(
+        "data",
+        format!("{} samples to train on, {} to validate", data.train_samples, data.validation_samples),
+    );
+    row("tokenizer", format!("{} with {} tokens", data.tokenizer, data.vocabulary));
+    row(
+        "step",
+        format!(
+            "{} micro-batches of {} samples: {} tokens",
+            batch.micro_batches,
+            batch.micro_batch_size,
+            session.tokens()
+        ),
+    );
+    row(
+        "per rank",
+        if most == least {
+            format!("{most} micro-batches")
+        } else {
+            format!("{least} to {most} micro-batches")
+        },
+    );
+    let epochs = (config.schedule.steps as f64 * global_batch as f64) / data.train_samples.max(1) as f64;
+    row("schedule", format!("{} steps, {epochs:.2} epochs", config.schedule.steps));
+    text + "dry run: no step was taken and nothing was written\n"
+}
+
+/// The last line of a run.
+pub fn closing_line(ending: &Ending, run: &RunDir) -> String {
+    let what = match ending.outcome {
+        Outcome::Finished => "finished",
+        Outcome::Stopped => "stopped as asked",
+        Outcome::Preempted => "stopped by a signal and saved; go on with --resume auto",
+    };
+    format!("step {}: {what}; the record is in {}", ending.step, run.path().display())
+}

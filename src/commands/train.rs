@@ -1,0 +1,143 @@
+//! `lockstep train`: from the command line to a finished run record.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use lockstep_record::{Ended, RunDir, exit};
+
+use super::config::resolve;
+use super::{manifest, plan, resume};
+use crate::cli::Train;
+use crate::comm::Comm;
+use crate::config::Resolved;
+use crate::launch::{Failure, StopRequest, end_all_ranks_on_panic, environment_rank, join, together};
+use crate::metrics::{Recorder, start_logging};
+use crate::session::Session;
+use crate::train::{self, Course, Ending};
+
+/// Runs `lockstep train`.
+pub fn train(arguments: &Train) -> i32 {
+    end_all_ranks_on_panic();
+    plant(arguments);
+    let environment = |name: &str| std::env::var(name).ok();
+    let resolved =
+        match resolve(&arguments.source).and_then(|resolved| resolved.validate().map(|()| resolved)) {
+            Ok(resolved) => resolved,
+            Err(error) => {
+                // There is no world yet; every rank sees the same files, and one of them speaks.
+                if environment_rank(&environment) == 0 {
+                    eprintln!("lockstep: {error}");
+                }
+                return exit::USAGE;
+            }
+        };
+    match join(&resolved.config.parallel, &environment) {
+        Ok(comm) => conclude(&*comm, run(&*comm, &resolved, arguments)),
+        Err(failure) => {
+            eprintln!("lockstep: {}", failure.message);
+            crate::comm::abort_world(failure.exit_code);
+            failure.exit_code
+        }
+    }
+}
+
+#[cfg(feature = "mutations")]
+fn plant(arguments: &Train) {
+    if let Some(mutation) = arguments.mutate {
+        crate::mutate::activate(mutation);
+    }
+}
+
+#[cfg(not(feature = "mutations"))]
+fn plant(_: &Train) {}
+
+/// Prints a failure once, and ends the ranks that do not know of it.
+fn conclude(comm: &dyn Comm, result: Result<Ending, Failure>) -> i32 {
+    let failure = match result {
+        Ok(ending) => return ending.exit_code(),
+        Err(failure) => failure,
+    };
+    tracing::error!(exit_code = failure.exit_code, "{}", failure.message);
+    if failure.shared {
+        if comm.rank() == 0 {
+            eprintln!("lockstep: {}", failure.message);
+        }
+        // Rank 0's message is out before any rank leaves: a launcher may end the job at the first exit.
+        let _ = comm.barrier();
+        return failure.exit_code;
+    }
+    eprintln!("lockstep: rank {}: {}", comm.rank(), failure.message);
+    comm.abort(failure.exit_code)
+}
+
+fn run(comm: &dyn Comm, resolved: &Resolved, arguments: &Train) -> Result<Ending, Failure> {
+    let config = &resolved.config;
+    resolved.validate_world(comm.size())?;
+    prepare_libtorch(config.run.threads_per_rank, config.run.deterministic)?;
+    let mut session = Session::build(config, comm)?;
+    if arguments.dry_run {
+        if comm.rank() == 0 {
+            print!("{}", plan::describe(&session));
+        }
+        std::process::exit(finalize_dry_run(comm));
+    }
+    let run_dir = arguments.run_dir.clone().unwrap_or_else(|| config.run.dir.join(&config.run.name));
+    let run_dir = RunDir::new(run_dir);
+    let stop_request = together(comm, exit::INTERNAL, StopRequest::listen())?;
+    let lock = resume::claim(comm, &run_dir, arguments.resume.is_some())?;
+    together(comm, exit::INTERNAL, start_logging(&run_dir, comm.rank()))?;
+    let start = resume::start(&mut session, &run_dir, arguments.resume.as_deref())?;
+    let segment = manifest::segment(&session, &start)?;
+    let recorder = lock
+        .map(|lock| {
+            let manifest = start.manifest.clone().unwrap_or_else(|| manifest::manifest(&session));
+            let yaml = config.to_yaml().unwrap_or_default();
+            Recorder::open(&run_dir, lock, manifest, segment, &yaml)
+        })
+        .transpose();
+    let mut recorder = together(comm, exit::INTERNAL, recorder)?;
+    let course = Course { from_step: start.step, stop_after: arguments.stop_after, stop_request };
+    if start.step == 0 {
+        record_start(&mut session, &run_dir, recorder.as_mut())?;
+    }
+    let ending = train::run(&mut session, &run_dir, recorder.as_mut(), &course)?;
+    let ended = Ended { step: ending.step, outcome: ending.outcome, unix_s: unix_s() };
+    let finished = recorder.map(|recorder| recorder.finish(ended)).transpose();
+    together(comm, exit::INTERNAL, finished)?;
+    if comm.rank() == 0 {
+        eprintln!("{}", plan::closing_line(&ending, &run_dir));
+    }
+    Ok(ending)
+}
+
+fn finalize_dry_run(comm: &dyn Comm) -> i32 {
+    match comm.barrier() {
+        Ok(()) => exit::OK,
+        Err(_) => exit::INTERNAL,
+    }
+}
+
+/// The initial state, before any step.
+fn record_start(session: &mut Session, run: &RunDir, recorder: Option<&mut Recorder>) -> Result<(), Failure> {
+    let lines = train::initial_digests(session)?;
+    if let Some(recorder) = recorder {
+        recorder.digests(&lines)?;
+    }
+    match session.config.checkpoint.at_start {
+        true => train::save_checkpoint(session, run, 0),
+        false => Ok(()),
+    }
+}
+
+/// Threads and kernels decide bits, so both are set before the first tensor is made.
+fn prepare_libtorch(threads: usize, deterministic: bool) -> Result<(), Failure> {
+    let count = i32::try_from(threads).unwrap_or(i32::MAX);
+    tch::set_num_threads(count);
+    tch::set_num_interop_threads(1);
+    crate::torch::set_deterministic(deterministic)?;
+    Ok(())
+}
+
+/// Seconds since 1970.
+pub fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}

@@ -1,0 +1,170 @@
+//! Everything that a run trains with, built from its configuration: data, model, layout, strategy, optimizer.
+
+mod batch;
+mod parameters;
+
+use std::ops::Range;
+
+use lockstep_record::{DataInfo, ModelInfo, TensorInfo, TrainingState, exit};
+
+pub use parameters::Parameters;
+
+use crate::checkpoint::{Expected, Tensors};
+use crate::comm::Comm;
+use crate::config::Config;
+use crate::data::{Corpus, Sampler};
+use crate::grad::accumulate::Accumulator;
+use crate::grad::layout::Layout;
+use crate::launch::{Failure, together};
+use crate::model::{self, Initial, Model};
+use crate::optim::Optimizer;
+use crate::strategy::{self, Setting, Strategy};
+
+/// Bytes in the MiB of `parallel.bucket_mb`.
+const MIB: f64 = 1048576.0;
+
+pub struct Session<'a> {
+    pub config: &'a Config,
+    pub comm: &'a dyn Comm,
+    pub corpus: Corpus,
+    pub sampler: Sampler,
+    pub model: Box<dyn Model>,
+    pub layout: Layout,
+    pub strategy: Box<dyn Strategy>,
+    pub accumulator: Accumulator,
+    pub optimizer: Optimizer,
+    pub parameters: Parameters,
+    /// This rank's micro-batches.
+    pub micro_batches: Range<usize>,
+    initial: Vec<Initial>,
+}
+
+impl<'a> Session<'a> {
+    /// Builds everything but the parameters' values; all ranks call it.
+    pub fn build(config: &'a Config, comm: &'a dyn Comm) -> Result<Self, Failure> {
+        let corpus = load_corpus(config, comm)?;
+        let batch = &config.batch;
+        let info = corpus.info();
+        let sampler =
+            Sampler::new(config.run.seed, info.train_samples, batch.micro_batches, batch.micro_batch_size)
+                .map_err(|error| Failure::shared(exit::USAGE, error))?;
+        let model = model::build(&config.model, info.vocabulary as usize);
+        let (specs, initial): (Vec<_>, Vec<_>) = model.parameters().into_iter().unzip();
+        let layout = Layout::plan(specs, (config.parallel.bucket_mb * MIB) as usize);
+        let setting = Setting {
+            layout: &layout,
+            micro_batches: batch.micro_batches,
+            reduction: config.parallel.reduction,
+            rank: comm.rank(),
+            world_size: comm.size(),
+        };
+        let strategy = strategy::build(config.parallel.strategy, &setting);
+        let optimizer = Optimizer::new(&config.optim, &layout, strategy::owned(&*strategy, comm.rank()));
+        Ok(Self {
+            config,
+            comm,
+            sampler,
+            accumulator: Accumulator::new(setting.accumulation(), &layout),
+            micro_batches: setting.micro_batches(),
+            parameters: Parameters::new(&layout),
+            corpus,
+            model,
+            layout,
+            strategy,
+            optimizer,
+            initial,
+        })
+    }
+
+    /// Rank 0 makes the initial parameters and everybody gets them.
+    pub fn initialise(&mut self) -> Result<(), Failure> {
+        if self.comm.rank() == 0 {
+            self.parameters.fill_initial(&self.layout, &self.initial, self.config.run.seed);
+        }
+        self.parameters.broadcast(self.comm)?;
+        self.agree_on_parameters()
+    }
+
+    /// Whether all ranks hold the same parameters, by digest.
+    pub fn agree_on_parameters(&self) -> Result<(), Failure> {
+        let mine = self.parameters.digest();
+        let all = self.comm.all_gather_bytes(&mine.0.to_le_bytes())?;
+        match all.iter().position(|digest| *digest != all[0]) {
+            None => Ok(()),
+            Some(rank) => Err(Failure::shared(
+                exit::INTERNAL,
+                format!(
+                    "rank {rank} does not hold the parameters of rank 0 after the broadcast: its memory or the network altered them"
+                ),
+            )),
+        }
+    }
+
+    pub fn tensors(&mut self) -> Tensors<'_> {
+        Tensors {
+            layout: &self.layout,
+            parameters: self.parameters.buffers_mut(),
+            optimizer: &mut self.optimizer,
+        }
+    }
+
+    /// Tokens in the global batch.
+    pub fn tokens(&self) -> u64 {
+        let Config { batch, model, .. } = self.config;
+        (batch.micro_batches * batch.micro_batch_size * model.context) as u64
+    }
+
+    /// What a checkpoint after `step` steps says besides tensors.
+    pub fn state(&self, step: u64) -> TrainingState {
+        let DataInfo { digest, tokenizer_digest, .. } = self.corpus.info();
+        TrainingState {
+            step,
+            seed: self.config.run.seed,
+            samples_seen: step
+                * (self.config.batch.micro_batches * self.config.batch.micro_batch_size) as u64,
+            optimizer: self.config.optim.kind.name().into(),
+            tokenizer_digest,
+            data_digest: digest,
+            world_size: self.comm.size() as u32,
+            strategy: self.config.parallel.strategy.name().into(),
+        }
+    }
+
+    /// Loads a checkpoint into this session; all ranks call it.
+    pub fn load(
+        &mut self,
+        folder: &std::path::Path,
+    ) -> Result<TrainingState, crate::checkpoint::CheckpointError> {
+        let DataInfo { digest, tokenizer_digest, .. } = self.corpus.info();
+        let expected = Expected {
+            optimizer: self.config.optim.kind.name(),
+            tokenizer_digest: &tokenizer_digest,
+            data_digest: &digest,
+            seed: self.config.run.seed,
+        };
+        let comm = self.comm;
+        crate::checkpoint::load(comm, folder, &expected, &mut self.tensors())
+    }
+
+    pub fn model_info(&self) -> ModelInfo {
+        let tensor = |spec: &crate::grad::layout::ParameterSpec| TensorInfo {
+            name: spec.name.clone(),
+            shape: spec.shape.iter().map(|&size| size as u64).collect(),
+            dtype: "F32".into(),
+        };
+        let tensors = self.layout.parameters.iter().map(tensor).collect();
+        ModelInfo { parameters: self.layout.elements() as u64, tensors }
+    }
+}
+
+/// Rank 0 first, so that a tokenizer is learned once and the others find it.
+fn load_corpus(config: &Config, comm: &dyn Comm) -> Result<Corpus, Failure> {
+    let load = || Corpus::load(&config.data, config.model.context);
+    let first = if comm.rank() == 0 { Some(load()) } else { None };
+    let first = together(comm, exit::USAGE, first.transpose())?;
+    let corpus = together(comm, exit::USAGE, first.map_or_else(load, Ok))?;
+    for warning in corpus.warnings() {
+        tracing::warn!("{warning}");
+    }
+    Ok(corpus)
+}

@@ -1,0 +1,74 @@
+//! The model's parameters: leaves of autograd that lie in flat buckets.
+
+use lockstep_record::{BLOCK_BYTES, Digest, block_digests, tensor_digest};
+use tch::Tensor;
+
+use crate::comm::{Comm, CommError};
+use crate::grad::flat::{self, Flat};
+use crate::grad::layout::Layout;
+use crate::model::Initial;
+use crate::random::Stream;
+
+/// Buffers and the views of them that the model computes with: an update of a buffer is one of the model.
+pub struct Parameters {
+    buffers: Vec<Flat>,
+    leaves: Vec<Tensor>,
+}
+
+impl Parameters {
+    /// All zero.
+    pub fn new(layout: &Layout) -> Self {
+        let buffers = flat::zeros(layout);
+        let leaf = |index: usize| {
+            let (slot, spec) = (&layout.slots[index], &layout.parameters[index]);
+            buffers[slot.bucket]
+                .view(slot.range())
+                .view(spec.shape.as_slice())
+                .detach()
+                .set_requires_grad(true)
+        };
+        let leaves = (0..layout.parameters.len()).map(leaf).collect();
+        Self { buffers, leaves }
+    }
+
+    /// In the order of the model.
+    pub fn leaves(&self) -> &[Tensor] {
+        &self.leaves
+    }
+
+    pub fn leaves_mut(&mut self) -> &mut [Tensor] {
+        &mut self.leaves
+    }
+
+    pub fn buffers(&self) -> &[Flat] {
+        &self.buffers
+    }
+
+    pub fn buffers_mut(&mut self) -> &mut [Flat] {
+        &mut self.buffers
+    }
+
+    /// First values, each parameter from a stream of its own.
+    pub fn fill_initial(&mut self, layout: &Layout, initial: &[Initial], seed: u64) {
+        for (index, (slot, initial)) in layout.slots.iter().zip(initial).enumerate() {
+            let values = &mut self.buffers[slot.bucket].as_mut_slice()[slot.range()];
+            match *initial {
+                Initial::Constant(value) => values.fill(value),
+                Initial::Normal { std } => {
+                    Stream::initial_weights(seed, index as u32).fill_normal(0.0, std, values);
+                }
+            }
+        }
+    }
+
+    /// Rank 0's values to everybody.
+    pub fn broadcast(&mut self, comm: &dyn Comm) -> Result<(), CommError> {
+        self.buffers.iter_mut().try_for_each(|flat| comm.broadcast(0, flat::bytes_mut(flat.as_mut_slice())))
+    }
+
+    /// One digest of all buffers.
+    pub fn digest(&self) -> Digest {
+        let blocks = |flat: &Flat| block_digests(flat::bytes(flat.as_slice()), BLOCK_BYTES);
+        tensor_digest(self.buffers.iter().flat_map(blocks))
+    }
+}

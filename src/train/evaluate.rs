@@ -1,0 +1,34 @@
+//! The loss on the validation part: always of the same samples, and summed along the same tree.
+
+use super::measure::gather_losses;
+use crate::data::Split;
+use crate::grad::tree::sum_scalars;
+use crate::launch::Failure;
+use crate::partition::share;
+use crate::session::Session;
+
+/// Mean loss per token on the first `evaluate.micro_batches` of the validation part, if the step is to evaluate.
+pub fn if_due(session: &Session, step: u64, last: u64) -> Result<Option<f64>, Failure> {
+    let every = session.config.evaluate.every;
+    let due =
+        every > 0 && (step.is_multiple_of(every) || (step == last && step == session.config.schedule.steps));
+    if !due || session.corpus.info().validation_samples == 0 {
+        return Ok(None);
+    }
+    validation_loss(session).map(Some)
+}
+
+fn validation_loss(session: &Session) -> Result<f64, Failure> {
+    let (size, available) = (session.config.batch.micro_batch_size, session.corpus.info().validation_samples);
+    let count = session.config.evaluate.micro_batches;
+    let tokens = (count * size * session.config.model.context) as f64;
+    let mut losses = Vec::new();
+    for micro_batch in share(count, session.comm.size(), session.comm.rank()) {
+        let first = (micro_batch * size) as u64;
+        let ids: Vec<u64> = (first..first + size as u64).map(|id| id % available).collect();
+        let batch = session.micro_batch(Split::Validation, &ids)?;
+        let loss = tch::no_grad(|| session.model.loss(session.parameters.leaves(), &batch, None))?;
+        losses.push(loss.f_div_scalar(tokens)?.f_double_value(&[])?);
+    }
+    Ok(sum_scalars(&gather_losses(session, &losses)?))
+}

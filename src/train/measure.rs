@@ -1,0 +1,167 @@
+//! What a step leaves in the record.
+
+use lockstep_record::{DigestLine, Phase, Real, StepLine};
+use serde::{Deserialize, Serialize};
+
+use super::step::Local;
+use super::stopwatch::{Part, Stopwatch};
+use crate::config::Config;
+use crate::grad::flat::Flat;
+use crate::grad::norm;
+use crate::grad::tree::sum_scalars;
+use crate::launch::Failure;
+use crate::metrics::{local_gradients, replicas, resident_bytes, shards};
+use crate::partition::share;
+use crate::session::Session;
+use crate::strategy::{owned, square_sums};
+
+/// Whether digests of this step are recorded: at the interval, the first and the last step.
+pub fn digests_due(config: &Config, step: u64, last: u64) -> bool {
+    let every = config.record.digests_every;
+    every > 0 && (step.is_multiple_of(every) || step == 1 || step == last)
+}
+
+/// Digests of the initial parameters, of every rank.
+pub fn initial_digests(session: &Session) -> Result<Vec<DigestLine>, Failure> {
+    if session.config.record.digests_every == 0 {
+        return Ok(Vec::new());
+    }
+    Ok(replicas(session.comm, &session.layout, (0, Phase::Parameters), "", session.parameters.buffers())?)
+}
+
+/// Digests of each micro-batch's gradient and of their sum, before clipping.
+pub fn gradient_digests(
+    session: &Session,
+    step: u64,
+    local: &Local,
+    due: bool,
+) -> Result<Vec<DigestLine>, Failure> {
+    if !due {
+        return Ok(Vec::new());
+    }
+    let (comm, layout) = (session.comm, &session.layout);
+    let mut lines = Vec::new();
+    if session.config.record.local_gradients {
+        let first = |rank| share(session.config.batch.micro_batches, comm.size(), rank).start;
+        lines.extend(local_gradients(comm, layout, step, &local.gradients, &first)?);
+    }
+    let gradient = session.accumulator.gradient();
+    lines.extend(digests(session, (step, Phase::ReducedGradient), "", gradient, &|_| 0)?);
+    Ok(lines)
+}
+
+/// Digests of the optimizer's state and of the parameters after the update.
+pub fn state_digests(session: &Session, step: u64, due: bool) -> Result<Vec<DigestLine>, Failure> {
+    if !due {
+        return Ok(Vec::new());
+    }
+    let mut lines = Vec::new();
+    let mine = owned(&*session.strategy, session.comm.rank());
+    for (kind, name) in session.optimizer.state_names().iter().enumerate() {
+        let (state, prefix) = (session.optimizer.state(kind), format!("{name}/"));
+        lines.extend(digests(session, (step, Phase::Optimizer), &prefix, state, &|bucket| {
+            mine[bucket].start
+        })?);
+    }
+    let parameters = session.parameters.buffers();
+    lines.extend(replicas(session.comm, &session.layout, (step, Phase::Parameters), "", parameters)?);
+    Ok(lines)
+}
+
+/// Of buffers that start at `start(bucket)`: each rank's copy, or their shards together.
+fn digests(
+    session: &Session,
+    at: (u64, Phase),
+    prefix: &str,
+    buffers: &[Flat],
+    start: &dyn Fn(usize) -> usize,
+) -> Result<Vec<DigestLine>, Failure> {
+    let (comm, layout, strategy) = (session.comm, &session.layout, &*session.strategy);
+    if !strategy.is_sharded() {
+        return Ok(replicas(comm, layout, at, prefix, buffers)?);
+    }
+    let elements = |bucket: usize, range: std::ops::Range<usize>| {
+        buffers[bucket].as_slice()[range.start - start(bucket)..range.end - start(bucket)].to_vec()
+    };
+    Ok(shards(comm, layout, at, prefix, &|rank| owned(strategy, rank), &elements)?)
+}
+
+/// What each rank tells the others at the end of a step.
+#[derive(Serialize, Deserialize)]
+struct Report {
+    stop: bool,
+    resident_bytes: u64,
+    losses: Vec<Real>,
+    samples: Vec<Vec<u64>>,
+}
+
+/// The same of all ranks together, in micro-batch order.
+pub struct Seen {
+    pub stop: bool,
+    pub resident_bytes_max: u64,
+    pub losses: Vec<f64>,
+    pub samples: Vec<Vec<u64>>,
+}
+
+/// Exchanges the ranks' reports.
+pub fn gather(session: &Session, local: &Local, stop: bool) -> Result<Seen, Failure> {
+    let report = Report {
+        stop,
+        resident_bytes: resident_bytes(),
+        losses: local.losses.iter().copied().map(Real).collect(),
+        samples: local.samples.clone(),
+    };
+    let internal = |error: serde_json::Error| Failure::alone(lockstep_record::exit::INTERNAL, error);
+    let messages = session.comm.all_gather_bytes(&serde_json::to_vec(&report).map_err(internal)?)?;
+    let mut seen = Seen { stop: false, resident_bytes_max: 0, losses: Vec::new(), samples: Vec::new() };
+    for message in messages {
+        let report: Report = serde_json::from_slice(&message).map_err(internal)?;
+        seen.stop |= report.stop;
+        seen.resident_bytes_max = seen.resident_bytes_max.max(report.resident_bytes);
+        seen.losses.extend(report.losses.into_iter().map(|loss| loss.0));
+        seen.samples.extend(report.samples);
+    }
+    Ok(seen)
+}
+
+/// Every rank's losses in micro-batch order.
+pub fn gather_losses(session: &Session, mine: &[f64]) -> Result<Vec<f64>, Failure> {
+    let bytes: Vec<u8> = mine.iter().flat_map(|loss| loss.to_le_bytes()).collect();
+    let messages = session.comm.all_gather_bytes(&bytes)?;
+    Ok(messages.concat().as_chunks::<8>().0.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect())
+}
+
+/// A step's numbers that every rank knows.
+pub struct Measured {
+    pub step: u64,
+    pub epoch: u64,
+    pub gradient_norm: f64,
+    pub clip: f32,
+    pub rate: f64,
+    pub validation_loss: Option<f64>,
+}
+
+impl Measured {
+    /// The step's line; closes the stopwatch. All ranks call it.
+    pub fn line(&self, session: &Session, seen: &Seen, watch: &mut Stopwatch) -> Result<StepLine, Failure> {
+        let sums = square_sums(session.comm, session.strategy.shards(), session.parameters.buffers())?;
+        let (_, parameter_norm) = norm::norms(&session.layout, &sums);
+        watch.lap(Part::Record);
+        let (seconds, tokens) = (watch.seconds(), session.tokens());
+        Ok(StepLine {
+            step: self.step,
+            epoch: self.epoch,
+            loss: Real(sum_scalars(&seen.losses)),
+            micro_batch_losses: seen.losses.iter().copied().map(Real).collect(),
+            gradient_norm: Real(self.gradient_norm),
+            parameter_norm: Real(parameter_norm),
+            clip_coefficient: Real(f64::from(self.clip)),
+            learning_rate: Real(self.rate),
+            validation_loss: self.validation_loss.map(Real),
+            tokens,
+            tokens_per_second: Real(tokens as f64 / seconds.total),
+            seconds,
+            resident_bytes_max: seen.resident_bytes_max,
+        })
+    }
+}

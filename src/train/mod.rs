@@ -1,0 +1,97 @@
+//! The training loop. Read [`run`] first: the rest are its parts.
+
+mod evaluate;
+mod finish;
+mod measure;
+mod step;
+mod stopwatch;
+
+pub use finish::{Ending, save_checkpoint};
+pub use measure::initial_digests;
+
+use lockstep_record::{Outcome, RunDir, SampleLine, exit};
+
+use crate::grad::norm;
+use crate::launch::{Failure, StopRequest};
+use crate::metrics::{Progress, Recorder};
+use crate::optim::learning_rate;
+use crate::session::Session;
+use crate::strategy::square_sums;
+use measure::Measured;
+use stopwatch::{Part, Stopwatch};
+
+/// Which steps to do, and who may ask to stop earlier.
+pub struct Course {
+    /// Updates done already.
+    pub from_step: u64,
+    /// Stop after this step, and save there, as if the schedule went on later.
+    pub stop_after: Option<u64>,
+    pub stop_request: StopRequest,
+}
+
+/// Trains until the schedule, `--stop-after` or a signal ends it. All ranks call it; rank 0 has the recorder.
+pub fn run(
+    session: &mut Session,
+    run: &RunDir,
+    mut recorder: Option<&mut Recorder>,
+    course: &Course,
+) -> Result<Ending, Failure> {
+    let last = course.stop_after.unwrap_or(u64::MAX).min(session.config.schedule.steps);
+    let mut progress = Progress::new(session.comm.rank(), session.config.schedule.steps, course.from_step);
+    for step in course.from_step + 1..=last {
+        let mut watch = Stopwatch::start();
+        let samples = session.sampler.step(step);
+        let digests_due = measure::digests_due(session.config, step, last);
+
+        let local = step::forward_backward(session, step, &samples, digests_due, &mut watch)?;
+
+        session.strategy.reduce(session.comm, &mut session.accumulator)?;
+        let sums = square_sums(session.comm, session.strategy.shards(), session.accumulator.gradient())?;
+        let (norms, gradient_norm) = norm::norms(&session.layout, &sums);
+        step::refuse_non_finite(session, step, &norms)?;
+        watch.lap(Part::Communication);
+
+        let mut lines = measure::gradient_digests(session, step, &local, digests_due)?;
+        watch.lap(Part::Record);
+
+        let rate = learning_rate(&session.config.schedule, session.config.optim.lr, step);
+        let clip = norm::clip_coefficient(gradient_norm, session.config.optim.clip_norm);
+        step::update(session, step, rate, clip)?;
+        watch.lap(Part::Optimizer);
+        session.strategy.publish(session.comm, session.parameters.buffers_mut())?;
+        watch.lap(Part::Communication);
+        step::plant_parameter(session, step);
+
+        let validation_loss = evaluate::if_due(session, step, last)?;
+        watch.lap(Part::Forward);
+        lines.extend(measure::state_digests(session, step, digests_due)?);
+        let seen = measure::gather(session, &local, course.stop_request.is_set())?;
+        let measured = Measured { step, epoch: samples.epoch, gradient_norm, clip, rate, validation_loss };
+        let line = measured.line(session, &seen, &mut watch)?;
+        if let Some(recorder) = recorder.as_deref_mut() {
+            recorder.digests(&lines)?;
+            recorder.step(&line, &SampleLine { step, micro_batches: seen.samples })?;
+        }
+        progress.step(&line);
+
+        let ending = finish::ending(session.config, step, last, seen.stop);
+        if ending.is_some() || finish::checkpoint_due(session.config, step) {
+            save_checkpoint(session, run, step)?;
+        }
+        if let Some(outcome) = ending {
+            progress.finish();
+            return Ok(Ending { step, outcome });
+        }
+    }
+    Err(Failure::shared(exit::NOTHING_TO_DO, format!("all {last} steps are done already")))
+}
+
+impl Ending {
+    /// The process's exit code.
+    pub fn exit_code(&self) -> i32 {
+        match self.outcome {
+            Outcome::Finished | Outcome::Stopped => exit::OK,
+            Outcome::Preempted => exit::PREEMPTED,
+        }
+    }
+}
