@@ -2,10 +2,13 @@
 
 mod common;
 
+use std::io::Write;
 use std::path::Path;
 
 use common::{Bench, STEPS, harness, read_manifest, write_manifest};
-use lockstep_record::{CheckpointFile, CheckpointManifest, RunDir};
+use lockstep_record::{
+    BLOCK_BYTES, CheckpointFile, CheckpointManifest, Piece, RunDir, TensorEntry, block_digests, tensor_digest,
+};
 use proptest::prelude::*;
 
 /// Damages the candidate's files; the comparison must end with 101 and this message.
@@ -142,6 +145,49 @@ fn a_flipped_bit_in_both_checkpoints_is_still_seen() {
     let (code, out, _) = bench.compare(&[]);
     assert_eq!(code, 100, "{out}");
     assert!(out.contains("the golden checkpoint is damaged"), "{out}");
+}
+
+/// A checkpoint of 1 GiB, compared under a limit of 256 MiB of address space. Its file is all hole, so it takes no
+/// room on disk.
+#[test]
+fn a_checkpoint_larger_than_memory_is_compared_all_the_same() {
+    const ELEMENTS: u64 = 1 << 28;
+    let bench = Bench::new();
+    for run in bench.write() {
+        let folder = run.checkpoint(STEPS);
+        let end = ELEMENTS * 4;
+        let header = format!(r#"{{"w":{{"dtype":"F32","shape":[{ELEMENTS}],"data_offsets":[0,{end}]}}}}"#);
+        let mut file = std::fs::File::create(folder.join("large.safetensors")).unwrap();
+        file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+        file.write_all(header.as_bytes()).unwrap();
+        let bytes = 8 + header.len() as u64 + end;
+        file.set_len(bytes).unwrap();
+        let block = block_digests(&[0; BLOCK_BYTES], BLOCK_BYTES)[0];
+        manifest(|manifest| {
+            let name = "large.safetensors".to_owned();
+            manifest.files.push(CheckpointFile { name: name.clone(), bytes, blake3: String::new() });
+            manifest.tensors = vec![TensorEntry {
+                name: "model/w".into(),
+                dtype: "F32".into(),
+                shape: vec![ELEMENTS],
+                digest: tensor_digest(std::iter::repeat_n(block, (ELEMENTS / 1024) as usize)),
+                pieces: vec![Piece { file: name, key: "w".into(), offset: 0, length: ELEMENTS }],
+            }];
+        })(&run);
+    }
+    let [golden, candidate] = bench.paths();
+    let output = std::process::Command::new("/bin/sh")
+        .args([
+            "-c",
+            "ulimit -v 262144 && exec \"$0\" compare \"$1\" \"$2\"",
+            env!("CARGO_BIN_EXE_lockstep-harness"),
+        ])
+        .args([&golden, &candidate])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains(&format!(" {ELEMENTS} ")), "{text}");
 }
 
 #[test]

@@ -262,10 +262,8 @@ fn cases_can_be_selected_and_results_are_never_mixed() {
 #[test]
 fn an_interrupt_ends_the_ranks_and_keeps_the_report() {
     let stand = Stand::new();
-    let plan = format!(
-        "title: t\ngroups: [{{ name: g, config: c.yaml, golden: {{ stages: [{{ ranks: 1, strategy: single }}] }}, \
-         cases: [{{ name: slow, set: [behave=hang], stages: [{{ ranks: 1, strategy: single }}] }}] }}]"
-    );
+    let plan = "title: t\ngroups: [{ name: g, config: c.yaml, golden: { stages: [{ ranks: 1, strategy: single }] }, \
+                cases: [{ name: slow, set: [behave=hang], stages: [{ ranks: 1, strategy: single }] }] }]";
     std::fs::write(stand.path("plan.yaml"), plan).unwrap();
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_lockstep-harness"))
         .arg("verify")

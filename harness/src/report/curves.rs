@@ -73,8 +73,10 @@ fn draw(
         .y_desc("loss (nats per token)")
         .x_label_formatter(&|step| format!("{step:.0}"))
         .y_label_formatter(&|loss| format!("{loss:.2}"))
-        .x_labels(8)
+        .x_labels((steps.1 - steps.0).clamp(1.0, 8.0) as usize + 1)
         .y_labels(6)
+        .label_style(("sans-serif", 13))
+        .axis_desc_style(("sans-serif", 13))
         .disable_x_mesh()
         .draw()?;
     let rank = |cell: &Cell| {

@@ -41,11 +41,9 @@ pub fn sentence(cells: &[Cell]) -> String {
     }
     let foreign = passed(true, true);
     if !foreign.is_empty() {
-        proved.push(format!(
-            "{} of another trainer agrees bit for bit in {}",
-            count(foreign.len(), "run"),
-            facts(&foreign)
-        ));
+        let agree = if foreign.len() == 1 { "agrees" } else { "agree" };
+        let runs = count(foreign.len(), "run");
+        proved.push(format!("{runs} of another trainer {agree} bit for bit in {}", facts(&foreign)));
     }
     let close = [passed(false, false), passed(true, false)].concat();
     if !close.is_empty() {
