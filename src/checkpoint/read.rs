@@ -117,6 +117,9 @@ fn fill(archive: &Archive, tensors: &mut Tensors) -> Result<(), String> {
             continue;
         }
         let mine = overlap(&slot.range(), &owned[slot.bucket]);
+        if mine.is_empty() {
+            continue;
+        }
         let wanted = mine.start - slot.offset..mine.end - slot.offset;
         let start = owned[slot.bucket].start;
         for (kind, name) in tensors.optimizer.state_names().iter().enumerate() {
