@@ -102,12 +102,13 @@ def resident_bytes_max():
 class RunDirectory:
     """The files of one run. Lines are flushed as they are written, so that a crash keeps what was measured."""
 
-    def __init__(self, path, manifest, config_text):
+    def __init__(self, path, manifest):
         self.path = Path(path)
         if self.path.exists() and any(self.path.iterdir()):
             raise FileExistsError(f"{self.path} is not empty: give another --run-dir, or remove it")
         (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (self.path / "config.yaml").write_text(config_text, encoding="utf-8")
+        # JSON is YAML.
+        (self.path / "config.yaml").write_text(json.dumps(manifest["config"], indent=1) + "\n", encoding="utf-8")
         self.manifest = manifest
         self._write_manifest()
         self.files = {

@@ -3,7 +3,6 @@
 import blake3
 import numpy
 import torch
-import yaml
 
 from golden import SHAKESPEARE
 from record import RECORD_VERSION, RunDirectory
@@ -90,7 +89,7 @@ def write_golden(path, micro_batches, **changes):
         "data": data,
         "segments": [{}],
     }
-    directory = RunDirectory(path, manifest, yaml.safe_dump(tree))
+    directory = RunDirectory(path, manifest)
     generator = numpy.random.default_rng(0)
     for step in range(1, STEPS + 1):
         ids = generator.integers(0, SAMPLES, (micro_batches, 2)).tolist()

@@ -4,7 +4,6 @@ import math
 import time
 
 import torch
-import yaml
 
 from golden import load_initial_weights, load_tokens
 from gpt import Gpt
@@ -134,7 +133,7 @@ def run(golden, arguments):
     directory = None
     if rank == 0:
         manifest = manifest_of(golden, arguments, len(optimizer.state_names) * master_bytes, master_bytes)
-        directory = RunDirectory(arguments.run_dir, manifest, yaml.safe_dump(manifest["config"], sort_keys=False))
+        directory = RunDirectory(arguments.run_dir, manifest)
     last_step = arguments.steps or len(golden.samples)
     recorder = Recorder(directory, world_size, golden.config["record"], last_step)
     accumulate = Tree(module) if arguments.accumulate == "tree" else Sequential(module, world_size)
