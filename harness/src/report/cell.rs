@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::comparison::ulps_text;
 use super::curves::Curve;
 use crate::compare::{Comparison, Mode, Verdict};
 use crate::verify::{Case, Group, LaunchRecord};
@@ -89,12 +90,17 @@ impl Cell {
         expectation(self.mode, self.against.as_deref())
     }
 
-    /// The largest distance of any parameter in the newest common checkpoint; of the losses without one.
-    pub fn ulps_max(&self) -> Option<u64> {
+    /// The largest distance of any parameter in the newest common checkpoint; of the losses without one. In ulps
+    /// where bits are demanded; within a tolerance as a difference, since values around zero are many ulps apart.
+    pub fn distance(&self) -> Option<String> {
         let comparison = self.comparison.as_ref()?;
         let compared =
             |name: &str| comparison.check(name).filter(|check| check.verdict != Verdict::NotCompared);
-        compared("checkpoint parameters").or(compared("micro-batch losses")).map(|check| check.worst.ulps)
+        let worst = compared("checkpoint parameters").or(compared("micro-batch losses"))?.worst;
+        Some(match self.mode {
+            Mode::Tolerance(_) if worst.ulps > 0 => format!("Δ {:.1e}", worst.absolute),
+            _ => ulps_text(worst.ulps),
+        })
     }
 
     /// Why it did not pass: the first difference, or what went wrong.

@@ -3,7 +3,7 @@
 use minijinja::{Environment, Value, context};
 
 use super::cell::{Cell, Outcome, Report};
-use super::comparison::{comparison_text, ulps_text};
+use super::comparison::comparison_text;
 use super::curves::chart;
 
 const TEMPLATE: &str = include_str!("page.html");
@@ -74,7 +74,7 @@ fn view(cell: &Cell) -> Value {
         expectation => cell.expectation(),
         verdict => cell.outcome.to_string(),
         class => class(&cell.outcome),
-        ulps => cell.ulps_max().map_or("—".to_owned(), ulps_text),
+        ulps => cell.distance().unwrap_or_else(|| "—".into()),
         seconds => format!("{:.1}", cell.seconds),
         problem => cell.problem(),
         comparison => cell.comparison.as_ref().map(comparison_text),

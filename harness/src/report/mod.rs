@@ -10,7 +10,7 @@ mod sentence;
 mod table;
 
 pub use cell::{Cell, Outcome, Report};
-pub use comparison::{comparison_json, comparison_text, ulps_text};
+pub use comparison::{comparison_json, comparison_text};
 pub use curves::{Curve, read_curve};
 pub use html::html;
 pub use junit::junit;

@@ -1,7 +1,6 @@
 //! The table on the terminal: one line a cell, printed as soon as the cell is done.
 
 use super::cell::{Cell, Outcome};
-use super::comparison::ulps_text;
 use crate::verify::{Case, Plan};
 
 /// Whether lines may be coloured.
@@ -53,7 +52,7 @@ impl Table {
 
     pub fn row(&self, cell: &Cell) -> String {
         let verdict = cell.outcome.to_string();
-        let ulps = cell.ulps_max().map_or("—".into(), ulps_text);
+        let ulps = cell.distance().unwrap_or_else(|| "—".into());
         let problem = cell.problem().unwrap_or_default();
         let text = self.line([
             &format!("{}/{}", cell.group, cell.name),
