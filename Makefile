@@ -22,7 +22,7 @@ setup: ## Find or install MPI, libtorch and libclang (make demo and make test do
 	@ci/setup
 
 demo: setup ## Train alone, with DDP and with ZeRO-1, and prove the runs equal bit for bit
-	@$(LIMITED) $(DEMO_LIMIT_S) cargo build --release --workspace
+	@$(LIMITED) $(DEMO_LIMIT_S) cargo build --workspace
 	@$(LIMITED) $(DEMO_LIMIT_S) ci/demo
 
 test: setup ## The whole test suite

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use lockstep_record::{Manifest, RunDir, exit, read_json};
+use lockstep_record::{Manifest, RecordError, RunDir, StepLine, exit, read_json, read_lines};
 
 use crate::checkpoint::{CheckpointError, candidates};
 use crate::comm::Comm;
@@ -50,9 +50,7 @@ pub fn start(session: &mut Session, run: &RunDir, resume: Option<&Path>) -> Resu
     }
     let chain = match resume {
         None => Vec::new(),
-        Some(path) if path == Path::new("auto") => {
-            share(comm, candidates(run).map_err(|error| error.to_string()))?
-        }
+        Some(path) if path == Path::new("auto") => share(comm, recorded_candidates(run))?,
         Some(path) => vec![share(comm, named_checkpoint(path).map(|path| vec![path]))?.remove(0)],
     };
     if chain.is_empty() {
@@ -63,6 +61,48 @@ pub fn start(session: &mut Session, run: &RunDir, resume: Option<&Path>) -> Resu
     session.agree_on_parameters()?;
     tracing::info!(step, checkpoint = %checkpoint.display(), "resumed");
     Ok(Start { step, manifest })
+}
+
+/// The run's checkpoints, newest first, up to the end of its metrics: going on from a later one would leave a hole in
+/// the record.
+fn recorded_candidates(run: &RunDir) -> Result<Vec<PathBuf>, String> {
+    let steps = run.checkpoint_steps().map_err(|error| error.to_string())?;
+    let recorded = match run.metrics().exists() {
+        true => last_recorded_step(run)?,
+        false => 0,
+    };
+    let usable: Vec<PathBuf> =
+        steps.iter().rev().filter(|&&step| step <= recorded).map(|&step| run.checkpoint(step)).collect();
+    match steps.last() {
+        Some(&newest) if newest > recorded => {
+            tracing::warn!(
+                "the record ends at step {recorded}, before the checkpoint of step {newest}: that one is passed over"
+            );
+        }
+        _ => {}
+    }
+    match usable.is_empty() && !steps.is_empty() {
+        false => Ok(usable),
+        true => Err(format!(
+            "{} ends at step {recorded}, before every checkpoint: its end was lost. Go on in a new run directory: \
+             --run-dir NEW --resume {}",
+            run.metrics().display(),
+            run.path().display()
+        )),
+    }
+}
+
+/// The last step of which the metrics have a whole line.
+fn last_recorded_step(run: &RunDir) -> Result<u64, String> {
+    let mut last = 0;
+    for line in read_lines::<StepLine>(&run.metrics()).map_err(|error| error.to_string())? {
+        match line {
+            Ok(line) => last = line.step,
+            Err(RecordError::Truncated { .. }) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    Ok(last)
 }
 
 /// Loads the first checkpoint of the chain that is undamaged, and says which ones were not.

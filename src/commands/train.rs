@@ -12,7 +12,7 @@ use crate::config::Resolved;
 use crate::launch::{Failure, StopRequest, end_all_ranks_on_panic, environment_rank, join, together};
 use crate::metrics::{Recorder, start_logging};
 use crate::session::Session;
-use crate::train::{self, Course, Ending};
+use crate::train::{self, Course};
 
 /// Runs `lockstep train`.
 pub fn train(arguments: &Train) -> i32 {
@@ -51,9 +51,9 @@ fn plant(arguments: &Train) {
 fn plant(_: &Train) {}
 
 /// Prints a failure once, and ends the ranks that do not know of it.
-fn conclude(comm: &dyn Comm, result: Result<Ending, Failure>) -> i32 {
+fn conclude(comm: &dyn Comm, result: Result<i32, Failure>) -> i32 {
     let failure = match result {
-        Ok(ending) => return ending.exit_code(),
+        Ok(exit_code) => return exit_code,
         Err(failure) => failure,
     };
     tracing::error!(exit_code = failure.exit_code, "{}", failure.message);
@@ -69,23 +69,32 @@ fn conclude(comm: &dyn Comm, result: Result<Ending, Failure>) -> i32 {
     comm.abort(failure.exit_code)
 }
 
-fn run(comm: &dyn Comm, resolved: &Resolved, arguments: &Train) -> Result<Ending, Failure> {
+/// Returns the exit code.
+fn run(comm: &dyn Comm, resolved: &Resolved, arguments: &Train) -> Result<i32, Failure> {
     let config = &resolved.config;
     resolved.validate_world(comm.size())?;
     prepare_libtorch(config.run.threads_per_rank, config.run.deterministic)?;
-    let mut session = Session::build(config, comm)?;
+    let session = Session::build(config, comm)?;
     if arguments.dry_run {
         if comm.rank() == 0 {
             print!("{}", plan::describe(&session));
         }
-        std::process::exit(finalize_dry_run(comm));
+        return Ok(exit::OK);
     }
+    execute(session, arguments)
+}
+
+/// Trains, and writes the run record.
+fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
+    let (comm, config) = (session.comm, session.config);
     let run_dir = arguments.run_dir.clone().unwrap_or_else(|| config.run.dir.join(&config.run.name));
     let run_dir = RunDir::new(run_dir);
     let stop_request = together(comm, exit::INTERNAL, StopRequest::listen())?;
     let lock = resume::claim(comm, &run_dir, arguments.resume.is_some())?;
     together(comm, exit::INTERNAL, start_logging(&run_dir, comm.rank()))?;
+    session.corpus.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     let start = resume::start(&mut session, &run_dir, arguments.resume.as_deref())?;
+    let course = Course::new(config, start.step, arguments.stop_after, stop_request)?;
     let segment = manifest::segment(&session, &start)?;
     let recorder = lock
         .map(|lock| {
@@ -95,7 +104,6 @@ fn run(comm: &dyn Comm, resolved: &Resolved, arguments: &Train) -> Result<Ending
         })
         .transpose();
     let mut recorder = together(comm, exit::INTERNAL, recorder)?;
-    let course = Course { from_step: start.step, stop_after: arguments.stop_after, stop_request };
     if start.step == 0 {
         record_start(&mut session, &run_dir, recorder.as_mut())?;
     }
@@ -106,14 +114,7 @@ fn run(comm: &dyn Comm, resolved: &Resolved, arguments: &Train) -> Result<Ending
     if comm.rank() == 0 {
         eprintln!("{}", plan::closing_line(&ending, &run_dir));
     }
-    Ok(ending)
-}
-
-fn finalize_dry_run(comm: &dyn Comm) -> i32 {
-    match comm.barrier() {
-        Ok(()) => exit::OK,
-        Err(_) => exit::INTERNAL,
-    }
+    Ok(ending.exit_code())
 }
 
 /// The initial state, before any step.

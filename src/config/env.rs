@@ -30,8 +30,8 @@ pub const PYTHON: &str = "LOCKSTEP_PYTHON";
 pub const SETUP: &str = "LOCKSTEP_SETUP";
 /// The commit that a build is of.
 pub const GIT_COMMIT: &str = "LOCKSTEP_GIT_COMMIT";
-/// Thread counts that a library would otherwise choose itself: the trainer sets them to
-/// `run.threads_per_rank`.
+/// Thread counts of the libraries under libtorch. The trainer tells libtorch `run.threads_per_rank` itself; the harness
+/// and the tests also set these, for threads that a library starts on its own.
 pub const THREADS: [&str; 2] = ["OMP_NUM_THREADS", "MKL_NUM_THREADS"];
 
 /// Every variable. What feeds a value of the configuration is named in the YAML itself, as `${NAME}`.
@@ -122,13 +122,13 @@ pub const VARIABLES: &[Variable] = &[
     },
     Variable {
         name: THREADS[0],
-        meaning: "Threads of OpenMP. The trainer sets it from `run.threads_per_rank`: it changes bits.",
+        meaning: "Threads of OpenMP. The trainer tells libtorch `run.threads_per_rank`, whatever this says.",
         default: "`run.threads_per_rank`",
-        reader: "libtorch",
+        reader: "libtorch; the harness sets it for what it starts",
     },
     Variable {
         name: THREADS[1],
-        meaning: "Threads of MKL. The trainer sets it from `run.threads_per_rank`: it changes bits.",
+        meaning: "Threads of MKL. The trainer tells libtorch `run.threads_per_rank`, whatever this says.",
         default: "`run.threads_per_rank`",
         reader: "libtorch",
     },

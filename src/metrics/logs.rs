@@ -22,8 +22,12 @@ pub fn start_logging(run: &RunDir, rank: usize) -> io::Result<()> {
     // Errors are printed by whoever ends the process for them.
     let warnings = filter_fn(move |metadata| rank == 0 && *metadata.level() == tracing::Level::WARN);
     let ansi = io::stderr().is_terminal();
-    let console =
-        fmt::layer().with_writer(io::stderr).with_ansi(ansi).without_time().with_target(false).with_filter(warnings);
+    let console = fmt::layer()
+        .with_writer(io::stderr)
+        .with_ansi(ansi)
+        .without_time()
+        .with_target(false)
+        .with_filter(warnings);
     // A second start in one process (a test) keeps the first logger.
     let _ = tracing_subscriber::registry().with(json).with(console).try_init();
     Ok(())

@@ -163,8 +163,19 @@ fn load_corpus(config: &Config, comm: &dyn Comm) -> Result<Corpus, Failure> {
     let first = if comm.rank() == 0 { Some(load()) } else { None };
     let first = together(comm, exit::USAGE, first.transpose())?;
     let corpus = together(comm, exit::USAGE, first.map_or_else(load, Ok))?;
-    for warning in corpus.warnings() {
-        tracing::warn!("{warning}");
-    }
+    together(comm, exit::USAGE, same_data_as_rank_0(&corpus.info(), comm)?)?;
     Ok(corpus)
+}
+
+/// A path may name another file on another host.
+fn same_data_as_rank_0(mine: &DataInfo, comm: &dyn Comm) -> Result<Result<(), String>, Failure> {
+    let text = format!("data {} with tokenizer {}", mine.digest, mine.tokenizer_digest);
+    let all = comm.all_gather_bytes(text.as_bytes())?;
+    Ok(match all[0] == text.as_bytes() {
+        true => Ok(()),
+        false => Err(format!(
+            "it has {text}, but rank 0 has {}: put the same file at data.path on every host",
+            String::from_utf8_lossy(&all[0])
+        )),
+    })
 }

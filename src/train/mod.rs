@@ -11,6 +11,7 @@ pub use measure::initial_digests;
 
 use lockstep_record::{Outcome, RunDir, SampleLine, exit};
 
+use crate::config::Config;
 use crate::grad::norm;
 use crate::launch::{Failure, StopRequest};
 use crate::metrics::{Progress, Recorder};
@@ -23,10 +24,26 @@ use stopwatch::{Part, Stopwatch};
 /// Which steps to do, and who may ask to stop earlier.
 pub struct Course {
     /// Updates done already.
-    pub from_step: u64,
-    /// Stop after this step, and save there, as if the schedule went on later.
-    pub stop_after: Option<u64>,
-    pub stop_request: StopRequest,
+    from_step: u64,
+    /// The schedule's last step, or the one that `--stop-after` names.
+    last: u64,
+    stop_request: StopRequest,
+}
+
+impl Course {
+    /// Fails if no step is left.
+    pub fn new(
+        config: &Config,
+        from_step: u64,
+        stop_after: Option<u64>,
+        stop_request: StopRequest,
+    ) -> Result<Self, Failure> {
+        let last = stop_after.unwrap_or(u64::MAX).min(config.schedule.steps);
+        if from_step >= last {
+            return Err(Failure::shared(exit::NOTHING_TO_DO, format!("all {last} steps are done already")));
+        }
+        Ok(Self { from_step, last, stop_request })
+    }
 }
 
 /// Trains until the schedule, `--stop-after` or a signal ends it. All ranks call it; rank 0 has the recorder.
@@ -36,7 +53,7 @@ pub fn run(
     mut recorder: Option<&mut Recorder>,
     course: &Course,
 ) -> Result<Ending, Failure> {
-    let last = course.stop_after.unwrap_or(u64::MAX).min(session.config.schedule.steps);
+    let last = course.last;
     let mut progress = Progress::new(session.comm.rank(), session.config.schedule.steps, course.from_step);
     for step in course.from_step + 1..=last {
         let mut watch = Stopwatch::start();
@@ -83,7 +100,7 @@ pub fn run(
             return Ok(Ending { step, outcome });
         }
     }
-    Err(Failure::shared(exit::NOTHING_TO_DO, format!("all {last} steps are done already")))
+    unreachable!("a course ends with its last step")
 }
 
 impl Ending {

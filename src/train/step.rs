@@ -73,8 +73,8 @@ pub fn forward_backward(
 pub fn refuse_non_finite(session: &Session, step: u64, norms: &[f64]) -> Result<(), Failure> {
     let Some(index) = norms.iter().position(|norm| !norm.is_finite()) else { return Ok(()) };
     let message = format!(
-        "step {step}: the gradient of {} is not finite (norm {}); nothing was updated. Lower optim.lr or set \
-         optim.clip_norm, and go on from the last checkpoint with --resume auto",
+        "step {step}: the gradient of {} is not finite (norm {}); nothing was updated. With a lower optim.lr, or with \
+         optim.clip_norm, go on from the last checkpoint in a new run directory: --run-dir NEW --resume CHECKPOINT",
         session.layout.parameters[index].name, norms[index]
     );
     Err(Failure::shared(exit::INTERNAL, message))

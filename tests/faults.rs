@@ -1,0 +1,81 @@
+//! When something breaks, every rank leaves quickly, the true cause comes first, and no checkpoint is lost.
+
+use std::time::{Duration, Instant};
+
+use lockstep_record::{RunDir, exit};
+
+use crate::equality::golden;
+use crate::launch::{Launch, assert_equal};
+
+#[test]
+fn a_full_disk_while_saving_keeps_the_older_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = RunDir::new(folder.path());
+    Launch::ranks(2).stop_after(5).run(folder.path()).ok();
+    // In blocks of 512 bytes: room for the record, but not for a shard.
+    let ended =
+        Launch::ranks(2).set("record.digests_every=0").resume().after("ulimit -f 200").run(folder.path());
+    ended.code(exit::INTERNAL).says("cannot save a checkpoint").says("Older checkpoints are untouched");
+    assert_eq!(run.checkpoint_steps().unwrap(), [5]);
+    Launch::ranks(2).resume().run(folder.path()).ok();
+    assert_eq!(run.checkpoint_steps().unwrap(), [5, 10]);
+}
+
+#[test]
+fn a_killed_rank_ends_all_within_seconds_and_a_resume_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = RunDir::new(folder.path());
+    let long = |launch: Launch| launch.set("schedule.steps=3000").set("checkpoint.every=50");
+    let running = long(Launch::ranks(3)).start(folder.path());
+    running.wait_for(&run.checkpoint(50).join("manifest.json"));
+    let pids = running.rank_pids();
+    assert_eq!(pids.len(), 3);
+    let killed = Instant::now();
+    // SAFETY: ends a rank that this test started.
+    unsafe { libc::kill(pids[1], libc::SIGKILL) };
+    let ended = running.wait();
+    assert!(killed.elapsed() < Duration::from_secs(5), "{:?}", killed.elapsed());
+    assert_ne!(ended.exit_code, Some(0));
+    let alive = pids.iter().filter(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists()).count();
+    assert_eq!(alive, 0, "no rank is left behind");
+    let step = *run.checkpoint_steps().unwrap().last().unwrap();
+    long(Launch::ranks(2)).resume().stop_after(step + 1).run(folder.path()).ok();
+}
+
+#[test]
+fn a_rank_that_stops_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = RunDir::new(folder.path());
+    let long =
+        Launch::ranks(2).set("schedule.steps=20000").set("parallel.timeout_s=1.5").set("checkpoint.every=0");
+    let running = long.start(folder.path());
+    running.wait_for(&run.metrics());
+    let pids = running.rank_pids();
+    // SAFETY: stops a rank that this test started.
+    unsafe { libc::kill(pids[1], libc::SIGSTOP) };
+    let ended = running.wait();
+    ended.code(exit::WATCHDOG).says("made no progress for 1.5 s (parallel.timeout_s)");
+}
+
+/// A gradient that is not finite is named, on every rank alike, before it reaches the parameters.
+#[test]
+fn an_exploding_gradient_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let hot = ["optim.kind=sgd", "optim.lr=1e6", "optim.clip_norm=null", "schedule.steps=200"];
+    let launch = hot.iter().fold(Launch::ranks(2), |launch, setting| launch.set(setting));
+    let ended = launch.run(folder.path()).code(exit::INTERNAL).says("is not finite");
+    assert_eq!(ended.stderr.matches("is not finite").count(), 1, "{}", ended.stderr);
+}
+
+/// Nothing that a crash can leave between the write and the rename counts as a checkpoint.
+#[test]
+fn a_crash_between_write_and_publish_is_no_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = RunDir::new(folder.path());
+    Launch::ranks(2).run(folder.path()).ok();
+    let unpublished = run.checkpoints().join(".step-00000010.partial");
+    std::fs::rename(run.checkpoint(10), &unpublished).unwrap();
+    std::fs::remove_file(unpublished.join("manifest.json")).unwrap();
+    Launch::ranks(2).resume().run(folder.path()).ok();
+    assert_equal(&golden(), folder.path());
+}

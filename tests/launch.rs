@@ -1,0 +1,206 @@
+//! Starts the trainer as a user would, and says what it did.
+
+use std::ffi::OsString;
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use lockstep_harness::compare::{Comparison, Mode, compare};
+
+/// No launch in these tests takes longer unless it hangs.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Launches take turns: a machine with two cores has none to spare, and time limits are tested.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// One launch of `lockstep train` on the smallest model.
+pub struct Launch {
+    ranks: usize,
+    arguments: Vec<OsString>,
+    environment: Vec<(String, String)>,
+    shell_prefix: String,
+}
+
+/// What a launch left.
+#[derive(Debug)]
+pub struct Ended {
+    pub exit_code: Option<i32>,
+    pub stderr: String,
+    pub stdout: String,
+    pub elapsed: Duration,
+}
+
+/// A launch that still runs; no other starts meanwhile.
+pub struct Running {
+    child: Child,
+    started: Instant,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Launch {
+    pub fn ranks(ranks: usize) -> Self {
+        let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tiny.yaml");
+        let mut launch =
+            Self { ranks, arguments: Vec::new(), environment: Vec::new(), shell_prefix: String::new() };
+        launch.arguments.extend(["train".into(), "--config".into(), config.into_os_string()]);
+        launch.set(if ranks == 1 { "parallel.strategy=single" } else { "parallel.strategy=ddp" })
+    }
+
+    pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    pub fn set(self, setting: &str) -> Self {
+        self.argument("--set").argument(setting)
+    }
+
+    pub fn zero1(self) -> Self {
+        self.set("parallel.strategy=zero1")
+    }
+
+    pub fn stop_after(self, step: u64) -> Self {
+        self.argument("--stop-after").argument(step.to_string())
+    }
+
+    pub fn resume(self) -> Self {
+        self.argument("--resume").argument("auto")
+    }
+
+    #[cfg(feature = "mutations")]
+    pub fn mutate(self, name: &str) -> Self {
+        self.argument("--mutate").argument(name)
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// A shell command that runs first in the same process, for example `ulimit -f 100`.
+    pub fn after(mut self, command: &str) -> Self {
+        self.shell_prefix = format!("{command} && ");
+        self
+    }
+
+    pub fn start(self, run_dir: &Path) -> Running {
+        let turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut command = Command::new("/bin/sh");
+        command.arg("-c").arg(format!("{}exec \"$@\"", self.shell_prefix)).arg("sh");
+        if self.ranks > 1 {
+            command.arg(mpirun()).args(["--oversubscribe", "--bind-to", "none"]);
+            // SAFETY: a plain question.
+            if unsafe { libc::geteuid() } == 0 {
+                command.arg("--allow-run-as-root");
+            }
+            command.arg("-np").arg(self.ranks.to_string());
+        }
+        command.arg(env!("CARGO_BIN_EXE_lockstep")).args(self.arguments).arg("--run-dir").arg(run_dir);
+        command.env("OMP_NUM_THREADS", "1").env("MKL_NUM_THREADS", "1").env("RUST_BACKTRACE", "0");
+        command.envs(self.environment).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A group of its own, so that all of it can be ended.
+        let child = command.process_group(0).spawn().expect("start the trainer");
+        Running { child, started: Instant::now(), _turn: turn }
+    }
+
+    pub fn run(self, run_dir: &Path) -> Ended {
+        self.start(run_dir).wait()
+    }
+}
+
+impl Running {
+    /// Sends a signal to the launcher (or to the trainer itself where there is no launcher).
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: sends a signal to our own child.
+        unsafe { libc::kill(self.child.id() as i32, signal) };
+    }
+
+    /// Process ids of the ranks.
+    pub fn rank_pids(&self) -> Vec<i32> {
+        let children = Command::new("pgrep").args(["-P", &self.child.id().to_string(), "lockstep"]).output();
+        let text = String::from_utf8(children.expect("pgrep").stdout).expect("pids");
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// Waits until a file exists and has something in it.
+    pub fn wait_for(&self, path: &Path) {
+        while !std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0) {
+            assert!(self.started.elapsed() < LIMIT, "{} never came", path.display());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn wait(mut self) -> Ended {
+        let (mut stdout, mut stderr) = (self.child.stdout.take(), self.child.stderr.take());
+        let reader = std::thread::spawn(move || {
+            let mut text = Vec::new();
+            let _ = stderr.as_mut().map(|pipe| pipe.read_to_end(&mut text));
+            text
+        });
+        let printer = std::thread::spawn(move || {
+            let mut text = Vec::new();
+            let _ = stdout.as_mut().map(|pipe| pipe.read_to_end(&mut text));
+            text
+        });
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("wait") {
+                break Some(status);
+            }
+            if self.started.elapsed() > LIMIT {
+                // SAFETY: ends the group that we made.
+                unsafe { libc::kill(-(self.child.id() as i32), libc::SIGKILL) };
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        let elapsed = self.started.elapsed();
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        let ended = Ended {
+            exit_code: status.and_then(|status| status.code()),
+            stderr: text(reader.join().expect("read stderr")),
+            stdout: text(printer.join().expect("read stdout")),
+            elapsed,
+        };
+        assert!(status.is_some(), "no end after {LIMIT:?}: {ended:?}");
+        ended
+    }
+}
+
+impl Ended {
+    /// Asserts a success.
+    pub fn ok(self) -> Self {
+        self.code(lockstep_record::exit::OK)
+    }
+
+    /// Asserts the exit code.
+    pub fn code(self, expected: i32) -> Self {
+        assert_eq!(self.exit_code, Some(expected), "{}", self.stderr);
+        self
+    }
+
+    /// Asserts that the user is told this.
+    pub fn says(self, text: &str) -> Self {
+        assert!(self.stderr.contains(text), "`{text}` is not in: {}", self.stderr);
+        assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
+        self
+    }
+}
+
+fn mpirun() -> PathBuf {
+    let local = Path::new(env!("CARGO_MANIFEST_DIR")).join(".toolchain/bin/mpirun");
+    if local.exists() { local } else { "mpirun".into() }
+}
+
+/// Compares two runs bit for bit.
+pub fn exactly(golden: &Path, candidate: &Path) -> Comparison {
+    compare(golden, candidate, Mode::Exact).expect("comparable runs")
+}
+
+/// Asserts that two runs are the same, bit for bit.
+pub fn assert_equal(golden: &Path, candidate: &Path) {
+    let comparison = exactly(golden, candidate);
+    assert!(comparison.passed(), "{}: {:?}", candidate.display(), comparison.first_difference());
+}

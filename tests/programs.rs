@@ -1,0 +1,9 @@
+//! Whole-program tests: the real trainer, under the real mpirun where there is more than one rank.
+
+mod bad_input;
+mod equality;
+mod faults;
+mod launch;
+#[cfg(feature = "mutations")]
+mod negative_controls;
+mod resume;
