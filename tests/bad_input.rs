@@ -10,7 +10,7 @@ use crate::launch::Launch;
 fn a_wrong_configuration_is_named_once() {
     let folder = tempfile::tempdir().unwrap();
     let ended = Launch::ranks(2).set("optim.lr=nan").run(&folder.path().join("run")).code(exit::USAGE);
-    assert_eq!(ended.stderr.matches("optim.lr").count(), 1, "{}", ended.stderr);
+    assert_eq!(ended.stderr.matches("give a number").count(), 1, "{}", ended.stderr);
     Launch::ranks(1).set("optim.learning_rate=1").run(folder.path()).code(exit::USAGE).says("optim.lr");
     Launch::ranks(1)
         .set("data.path=/no/such/text")
