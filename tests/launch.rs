@@ -30,7 +30,6 @@ pub struct Ended {
     pub exit_code: Option<i32>,
     pub stderr: String,
     pub stdout: String,
-    pub elapsed: Duration,
 }
 
 /// A launch that still runs; no other starts meanwhile.
@@ -156,13 +155,11 @@ impl Running {
             }
             std::thread::sleep(Duration::from_millis(10));
         };
-        let elapsed = self.started.elapsed();
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         let ended = Ended {
             exit_code: status.and_then(|status| status.code()),
             stderr: text(reader.join().expect("read stderr")),
             stdout: text(printer.join().expect("read stdout")),
-            elapsed,
         };
         assert!(status.is_some(), "no end after {LIMIT:?}: {ended:?}");
         ended

@@ -77,7 +77,8 @@ fn a_signal_to_the_launcher_stops_all_ranks() {
 
 #[test]
 fn a_damaged_checkpoint_is_passed_over_and_replaced() {
-    let damages: [(fn(&Path), &str); 3] = [
+    type Damage = fn(&Path);
+    let damages: [(Damage, &str); 3] = [
         (|file| fs::write(file, &fs::read(file).unwrap()[..1000]).unwrap(), "it was cut short"),
         (
             |file| {

@@ -1,6 +1,8 @@
 """The training loop of the PyTorch peer."""
 
 import math
+import os
+import sys
 import time
 
 import torch
@@ -152,8 +154,16 @@ def run(golden, arguments):
         directory.save_checkpoint(last_step, training_state(golden, manifest, last_step), tensors)
         directory.end(last_step)
     if world_size > 1:
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+        leave_world()
+
+
+def leave_world():
+    """Ends this rank once all ranks are done. Tearing gloo down was seen to hang now and then, long after everything
+    was written, so the process ends without it."""
+    torch.distributed.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def train_step(golden, step, batches, owned, named, accumulate, optimizer, recorder):

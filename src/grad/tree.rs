@@ -24,7 +24,10 @@ impl Node {
 
     /// Climbs while the parent adds nothing, because its right child covers no leaf.
     fn promoted(mut self, leaves: usize) -> Self {
-        while !self.is_root(leaves) && self.index % 2 == 0 && (self.index + 1) << self.level >= leaves {
+        while !self.is_root(leaves)
+            && self.index.is_multiple_of(2)
+            && (self.index + 1) << self.level >= leaves
+        {
             self = Self { level: self.level + 1, index: self.index / 2 };
         }
         self
@@ -36,7 +39,7 @@ impl Node {
 
     /// Whether `self` + `right` is one addition of the tree.
     fn is_left_sibling_of(self, right: Node) -> bool {
-        self.level == right.level && self.index % 2 == 0 && self.index + 1 == right.index
+        self.level == right.level && self.index.is_multiple_of(2) && self.index + 1 == right.index
     }
 
     fn parent(self, leaves: usize) -> Self {
