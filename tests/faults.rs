@@ -103,3 +103,22 @@ fn a_crash_between_write_and_publish_is_no_checkpoint() {
     Launch::ranks(2).resume().run(folder.path()).ok();
     assert_equal(&golden(), folder.path());
 }
+
+/// All ranks are killed at some moment while they save after every step: whatever lies there then, a resume ends with
+/// the same bits.
+#[test]
+fn a_crash_at_any_moment_loses_nothing() {
+    for delay_ms in [0, 9, 23, 41] {
+        let folder = tempfile::tempdir().unwrap();
+        let saving = || Launch::ranks(2).set("checkpoint.every=1");
+        let running = saving().start(folder.path());
+        running.wait_for(&RunDir::new(folder.path()).metrics());
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        // SAFETY: ends ranks that this test started.
+        running.rank_pids().iter().for_each(|&pid| unsafe { assert_eq!(libc::kill(pid, libc::SIGKILL), 0) });
+        running.wait();
+        let ended = saving().resume().run(folder.path());
+        assert!(matches!(ended.exit_code, Some(exit::OK | exit::NOTHING_TO_DO)), "{}", ended.stderr);
+        assert_equal(&golden(), folder.path());
+    }
+}

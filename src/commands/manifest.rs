@@ -1,11 +1,11 @@
 //! The manifest's facts about this execution.
 
 use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use lockstep_record::{Manifest, Program, RECORD_VERSION, RankInfo, Segment};
 
 use super::resume::Start;
-use super::train::unix_s;
 use crate::comm::MpiComm;
 use crate::launch::Failure;
 use crate::session::Session;
@@ -54,6 +54,10 @@ fn versions(session: &Session) -> BTreeMap<String, String> {
         let version = build.split_once(start).and_then(|(_, rest)| rest.split([' ', '-', '\n']).next());
         versions.extend(version.map(|version| (name.to_owned(), version.to_owned())));
     }
+    // Switches of the libraries that move bits.
+    for name in ["ATEN_CPU_CAPABILITY", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA"] {
+        versions.extend(std::env::var(name).ok().map(|value| (name.to_owned(), value)));
+    }
     if session.comm.name() == "mpi" {
         versions.insert("mpi".into(), MpiComm::library_version());
     }
@@ -71,4 +75,9 @@ fn ranks(session: &Session) -> Result<Vec<RankInfo>, Failure> {
     let internal = |error: serde_json::Error| Failure::alone(lockstep_record::exit::INTERNAL, error);
     let messages = session.comm.all_gather_bytes(&serde_json::to_vec(&mine).map_err(internal)?)?;
     messages.iter().map(|message| serde_json::from_slice(message).map_err(internal)).collect()
+}
+
+/// Seconds since 1970.
+pub fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }

@@ -1,7 +1,5 @@
 //! `lockstep train`: from the command line to a finished run record.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use lockstep_record::{Ended, RunDir, exit};
 
 use super::config::resolve;
@@ -108,7 +106,7 @@ fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
         record_start(&mut session, &run_dir, recorder.as_mut())?;
     }
     let ending = train::run(&mut session, &run_dir, recorder.as_mut(), &course)?;
-    let ended = Ended { step: ending.step, outcome: ending.outcome, unix_s: unix_s() };
+    let ended = Ended { step: ending.step, outcome: ending.outcome, unix_s: manifest::unix_s() };
     let finished = recorder.map(|recorder| recorder.finish(ended)).transpose();
     together(comm, exit::INTERNAL, finished)?;
     if comm.rank() == 0 {
@@ -136,9 +134,4 @@ fn prepare_libtorch(threads: usize, deterministic: bool) -> Result<(), Failure> 
     tch::set_num_interop_threads(1);
     crate::torch::set_deterministic(deterministic)?;
     Ok(())
-}
-
-/// Seconds since 1970.
-pub fn unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }

@@ -38,7 +38,7 @@ pub const THREADS: [&str; 2] = ["OMP_NUM_THREADS", "MKL_NUM_THREADS"];
 pub const VARIABLES: &[Variable] = &[
     Variable {
         name: RUNS,
-        meaning: "Folder of all runs.",
+        meaning: "Folder of all runs: each has its record, logs and checkpoints in a folder of its own.",
         default: "`runs`",
         reader: "`run.dir` in base.yaml; the harness",
     },
@@ -64,7 +64,7 @@ pub const VARIABLES: &[Variable] = &[
         name: MPIRUN,
         meaning: "The launcher that starts ranks, with its options.",
         default: "`mpirun`",
-        reader: "the harness; the tests",
+        reader: "the harness",
     },
     Variable {
         name: TRAINER,

@@ -114,6 +114,9 @@ fn reasons(golden: &Manifest, candidate: &Manifest) -> Vec<String> {
             });
         }
     }
+    for switch in ["ATEN_CPU_CAPABILITY", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA"] {
+        compare(switch, &|segment| segment.versions.get(switch).cloned().unwrap_or_else(|| "unset".into()));
+    }
     reasons
 }
 
