@@ -95,7 +95,7 @@ impl Recorder {
     /// Writes a finished step and hands everything so far to the operating system, so that a crash keeps it.
     pub fn step(&mut self, line: &StepLine, samples: &SampleLine) -> Result<(), RecorderError> {
         let path = self.run.metrics();
-        write_line(&mut self.samples, samples).map_err(io_error(&path))?;
+        write_line(&mut self.samples, samples).map_err(io_error(&self.run.samples()))?;
         write_line(&mut self.metrics, line).map_err(io_error(&path))?;
         [&mut self.digests, &mut self.samples, &mut self.metrics]
             .into_iter()
