@@ -95,9 +95,8 @@ mod tests {
         assert_eq!(clip_coefficient(0.5, Some(1.0)), 1.0);
         assert_eq!(clip_coefficient(4.0, None), 1.0);
         assert_relative_eq!(clip_coefficient(4.0, Some(1.0)), 0.25, epsilon = 1e-6);
-        assert!(
-            clip_coefficient(f64::NAN, Some(1.0)).is_nan() || clip_coefficient(f64::NAN, Some(1.0)) == 1.0
-        );
+        // A norm that is not finite ends the run before it could clip.
+        assert_eq!(clip_coefficient(f64::NAN, Some(1.0)), 1.0);
     }
 
     proptest! {
