@@ -15,6 +15,10 @@ pub fn check_values<'a>(lookup: impl Fn(&str) -> Option<&'a Value>) -> Vec<Probl
 
 /// Whether `key` takes `value`.
 pub fn check(key: &Key, value: &Value) -> Result<(), Problem> {
+    if let Some(separator) = value.as_str().and_then(|text| text.chars().find(is_line_separator)) {
+        let found = format!("found the line separator U+{:04X}", separator as u32);
+        return Err(Problem::new(key.name.as_str(), found, "remove it, or write a newline (\\n) for it"));
+    }
     if accepts(key, value) {
         return Ok(());
     }
@@ -24,6 +28,12 @@ pub fn check(key: &Key, value: &Value) -> Result<(), Problem> {
         None => format!("give {key}"),
     };
     Err(Problem::new(key.name.as_str(), format!("found {}", described(value)), remedy))
+}
+
+/// A line break in YAML 1.1 and not in 1.2: a text with one in it is read back differently by different
+/// libraries, so that a run could not be resumed from its own record.
+fn is_line_separator(c: &char) -> bool {
+    matches!(c, '\u{85}' | '\u{2028}' | '\u{2029}')
 }
 
 fn accepts(key: &Key, value: &Value) -> bool {

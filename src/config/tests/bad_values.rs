@@ -94,6 +94,19 @@ fn types_and_bounds() {
     }
 }
 
+/// YAML 1.1 breaks lines at them and YAML 1.2 does not: a run with one in its name would not find itself.
+#[test]
+fn separators_that_readers_disagree_about() {
+    for separator in ['\u{85}', '\u{2028}', '\u{2029}'] {
+        let expected = format!(
+            "found the line separator U+{:04X}; remove it, or write a newline (\\n) for it",
+            separator as u32
+        );
+        let message = error_of_set(&format!("run.name=a{separator}b"));
+        assert!(message.ends_with(&expected), "{message}");
+    }
+}
+
 #[test]
 fn across_fields() {
     let name = "give one of up to 200 bytes without slashes; run.dir says where it lies";
