@@ -52,6 +52,14 @@ pub struct Train {
     /// Save and stop after this step, as if the schedule went on later
     #[arg(long, value_name = "STEP", value_parser = clap::value_parser!(u64).range(1..))]
     pub stop_after: Option<u64>,
+    /// Write what each thread of each rank does when to trace/ in the run directory, for Perfetto and
+    /// `lockstep-harness trace`
+    #[arg(long)]
+    pub trace: bool,
+    /// What the ranks exchange while they train. With `none` each trains on its own: wrong results, but the ceiling of
+    /// what hiding communication can reach
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "all")]
+    pub comm: Exchanged,
     /// Build everything, print what would run, and take no step
     #[arg(long)]
     pub dry_run: bool,
@@ -59,6 +67,15 @@ pub struct Train {
     #[cfg(feature = "mutations")]
     #[arg(long, value_name = "NAME")]
     pub mutate: Option<crate::mutate::Mutation>,
+}
+
+/// What ranks exchange while they train.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Exchanged {
+    /// Gradients and parameters
+    All,
+    /// Neither: for measurements only
+    None,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,6 +1,7 @@
 //! How ranks exchange data: one trait, an implementation without communication and one over MPI.
 
 mod mpi;
+mod patience;
 mod solo;
 mod watchdog;
 
@@ -19,25 +20,33 @@ pub enum CommError {
     TooLarge { operation: &'static str, elements: usize },
 }
 
-/// The collectives that the strategies are made of. All ranks call the same ones in the same order; each call
-/// returns when this rank's part is done. Counts and offsets are in elements.
+/// Bytes for another rank.
+pub struct Outgoing<'a> {
+    pub to: usize,
+    pub bytes: &'a [u8],
+}
+
+/// A place for what another rank sends.
+pub struct Incoming<'a> {
+    pub from: usize,
+    pub bytes: &'a mut [u8],
+}
+
+/// What the strategies are made of. All ranks make the same calls in the same order; each call returns when this
+/// rank's part is done.
 pub trait Comm {
     fn rank(&self) -> usize;
     fn size(&self) -> usize;
     /// As the run record spells it: `solo`, `mpi`.
     fn name(&self) -> &'static str;
 
-    /// Sends `send_counts[r]` elements to each rank r and receives `recv_counts[r]` from it, all back to back.
-    fn all_to_all(
-        &self,
-        send: &[f32],
-        send_counts: &[usize],
-        recv: &mut [f32],
-        recv_counts: &[usize],
-    ) -> Result<(), CommError>;
+    /// The same ranks once more, for a communication thread: what is called there and here does not mix. None where
+    /// there is nobody to talk to, or where the library lets only one thread talk.
+    fn for_another_thread(&self) -> Result<Option<Box<dyn Comm + Send>>, CommError>;
 
-    /// Concatenates each rank's `send` (of `counts[r]` elements) in rank order.
-    fn all_gather(&self, send: &[f32], recv: &mut [f32], counts: &[usize]) -> Result<(), CommError>;
+    /// Sends and receives at once, all of it on its way together. What a rank sends to another arrives in the order
+    /// sent. Messages to oneself are not allowed.
+    fn exchange(&self, sends: &[Outgoing<'_>], recvs: &mut [Incoming<'_>]) -> Result<(), CommError>;
 
     /// Sums `buffer` over all ranks in an order of the library's choice.
     fn all_reduce_native(&self, buffer: &mut [f32]) -> Result<(), CommError>;

@@ -1,37 +1,74 @@
-//! Collectives over MPI. The calls go through the C interface, because the safe one drops return codes.
+//! Collectives over MPI. The calls go through the C interface, because the safe one drops return codes. Each starts a
+//! non-blocking operation and looks after it politely until it is done: see [`super::patience`].
 
 use std::ffi::{c_int, c_void};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mpi::Threading;
-use mpi::environment::Universe;
 use mpi::ffi;
 use mpi::topology::Communicator;
 
+use super::patience::{Pace, Patience};
 use super::watchdog::Watchdog;
-use super::{Comm, CommError};
+use super::{Comm, CommError, Incoming, Outgoing};
+use crate::config::schema::MpiThreads;
 
-/// All ranks of an MPI world. MPI is finalised when it is dropped.
+/// Bytes that travel as one MPI message at most: its counts are 32 bits.
+const MESSAGE_BYTES: usize = 1 << 30;
+/// All messages have the same tag: between two ranks they arrive in the order sent.
+const TAG: c_int = 0;
+
+/// All ranks of an MPI world, for one thread.
 pub struct MpiComm {
     rank: usize,
     size: usize,
-    watchdog: Watchdog,
-    _universe: Universe,
+    communicator: ffi::MPI_Comm,
+    pace: Pace,
+    threading: Threading,
+    /// Held during each call into MPI where the library lets threads take turns only.
+    turn: Option<Arc<Mutex<()>>>,
+    watchdog: Arc<Watchdog>,
+    /// MPI is finalised when this one is dropped.
+    first: bool,
 }
 
+// SAFETY: a communicator's handle may be used from any thread; `turn` keeps threads apart where MPI needs that, and
+// `for_another_thread` gives none where MPI wants a single thread.
+unsafe impl Send for MpiComm {}
+
 impl MpiComm {
-    /// Starts MPI. `timeout` is the longest that a collective may take.
-    pub fn start(timeout: Duration) -> Result<Self, CommError> {
+    /// Starts MPI. `timeout` is the longest that a collective may take; `wanted` how freely threads shall use MPI.
+    pub fn start(timeout: Duration, wanted: MpiThreads) -> Result<Self, CommError> {
+        let wanted = match wanted {
+            MpiThreads::Multiple => Threading::Multiple,
+            MpiThreads::Serialized => Threading::Serialized,
+            MpiThreads::Funneled => Threading::Funneled,
+        };
         let failed = |reason: String| CommError::Failed { operation: "MPI_Init", reason };
-        let (universe, _) = mpi::initialize_with_threading(Threading::Multiple)
+        let (universe, threading) = mpi::initialize_with_threading(wanted)
             .ok_or_else(|| failed("MPI was already initialised".into()))?;
         let world = universe.world();
         let (rank, size) = (world.rank() as usize, world.size() as usize);
+        // `Drop` finalises instead, because the universe cannot be sent to another thread.
+        std::mem::forget(universe);
         // SAFETY: MPI is initialised; errors then come back as return codes instead of ending the process.
         unsafe { ffi::MPI_Comm_set_errhandler(ffi::RSMPI_COMM_WORLD, ffi::RSMPI_ERRORS_RETURN) };
         let watchdog =
             Watchdog::start(rank, timeout, end_all_ranks).map_err(|error| failed(error.to_string()))?;
-        Ok(Self { rank, size, watchdog, _universe: universe })
+        // Some libraries give more than was asked for.
+        let threading = if (wanted as u8) < threading as u8 { wanted } else { threading };
+        Ok(Self {
+            rank,
+            size,
+            // SAFETY: MPI is initialised.
+            communicator: unsafe { ffi::RSMPI_COMM_WORLD },
+            pace: Pace::Eager,
+            threading,
+            turn: (threading == Threading::Serialized).then(Arc::default),
+            watchdog: Arc::new(watchdog),
+            first: true,
+        })
     }
 
     /// Name and version of the MPI library, for example `Open MPI v4.1.4`.
@@ -40,17 +77,62 @@ impl MpiComm {
         text.split(',').next().unwrap_or_default().trim().to_owned()
     }
 
+    /// One call into MPI.
     fn call(&self, operation: &'static str, call: impl FnOnce() -> c_int) -> Result<(), CommError> {
-        let _watch = self.watchdog.watch(operation);
+        let _turn = self.turn.as_deref().map(|turn| turn.lock().unwrap_or_else(PoisonError::into_inner));
         match call() {
             0 => Ok(()),
             code => Err(CommError::Failed { operation, reason: describe(code) }),
         }
     }
+
+    /// Starts one operation and waits for it.
+    fn run(
+        &self,
+        operation: &'static str,
+        start: impl FnOnce(*mut ffi::MPI_Request) -> c_int,
+    ) -> Result<(), CommError> {
+        let _watch = self.watchdog.watch(operation);
+        // SAFETY: the constant of MPI.
+        let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
+        self.call(operation, || start(&mut request))?;
+        self.wait(operation, &mut [request])
+    }
+
+    /// Until all requests are done.
+    fn wait(&self, operation: &'static str, requests: &mut [ffi::MPI_Request]) -> Result<(), CommError> {
+        let mut patience = Patience::new(self.pace);
+        loop {
+            let mut done: c_int = 0;
+            // SAFETY: the requests are live, and what they read and write is borrowed by the caller of `self`.
+            self.call(operation, || unsafe {
+                ffi::MPI_Testall(
+                    requests.len() as c_int,
+                    requests.as_mut_ptr(),
+                    &mut done,
+                    ffi::RSMPI_STATUSES_IGNORE,
+                )
+            })?;
+            if done != 0 {
+                return Ok(());
+            }
+            patience.pause();
+        }
+    }
+}
+
+impl Drop for MpiComm {
+    fn drop(&mut self) {
+        if self.first {
+            // SAFETY: MPI was initialised, and the communication thread, which holds no `first`, was joined before.
+            unsafe { ffi::MPI_Finalize() };
+        }
+    }
 }
 
 fn end_all_ranks(exit_code: i32) {
-    // SAFETY: callable from any thread: MPI was started with MPI_THREAD_MULTIPLE, and nothing follows it.
+    // SAFETY: MPI is initialised, and nothing follows. Less than MPI_THREAD_MULTIPLE would not allow it from every thread,
+    // but the alternative is to hang.
     unsafe { ffi::MPI_Abort(ffi::RSMPI_COMM_WORLD, exit_code) };
 }
 
@@ -75,17 +157,14 @@ fn describe(code: c_int) -> String {
     String::from_utf8_lossy(&text[..length.clamp(0, 1023) as usize]).into_owned()
 }
 
+/// A count of elements as MPI takes it.
+fn count(operation: &'static str, elements: usize) -> Result<c_int, CommError> {
+    c_int::try_from(elements).map_err(|_| CommError::TooLarge { operation, elements })
+}
+
 /// MPI's counts and displacements of messages that lie back to back.
-fn layout(
-    operation: &'static str,
-    counts: &[usize],
-    buffer: usize,
-) -> Result<(Vec<c_int>, Vec<c_int>), CommError> {
-    let total: usize = counts.iter().sum();
-    assert_eq!(total, buffer, "{operation}: counts and buffer disagree");
-    if total > i32::MAX as usize {
-        return Err(CommError::TooLarge { operation, elements: total });
-    }
+fn layout(operation: &'static str, counts: &[usize]) -> Result<(Vec<c_int>, Vec<c_int>), CommError> {
+    count(operation, counts.iter().sum())?;
     let offsets = counts.iter().scan(0, |end, &count| {
         let start = *end;
         *end += count as c_int;
@@ -102,8 +181,8 @@ fn write<T>(slice: &mut [T]) -> *mut c_void {
     slice.as_mut_ptr().cast()
 }
 
-// SAFETY of every call below: the buffers live across the (blocking) call and are as long as the counts say, which
-// `layout` has checked; MPI is initialised as long as `self` lives.
+// SAFETY of every call below: `run` and `wait` return only when the operation is done, so the buffers outlive it; they
+// are as long as the counts say; MPI is initialised as long as `self` lives. After an error all ranks end.
 impl Comm for MpiComm {
     fn rank(&self) -> usize {
         self.rank
@@ -117,60 +196,74 @@ impl Comm for MpiComm {
         "mpi"
     }
 
-    fn all_to_all(
-        &self,
-        send: &[f32],
-        send_counts: &[usize],
-        recv: &mut [f32],
-        recv_counts: &[usize],
-    ) -> Result<(), CommError> {
-        let operation = "all-to-all";
-        let (send_counts, send_offsets) = layout(operation, send_counts, send.len())?;
-        let (recv_counts, recv_offsets) = layout(operation, recv_counts, recv.len())?;
-        self.call(operation, || unsafe {
-            ffi::MPI_Alltoallv(
-                read(send),
-                send_counts.as_ptr(),
-                send_offsets.as_ptr(),
-                ffi::RSMPI_FLOAT,
-                write(recv),
-                recv_counts.as_ptr(),
-                recv_offsets.as_ptr(),
-                ffi::RSMPI_FLOAT,
-                ffi::RSMPI_COMM_WORLD,
-            )
-        })
+    fn for_another_thread(&self) -> Result<Option<Box<dyn Comm + Send>>, CommError> {
+        if self.size == 1 || !matches!(self.threading, Threading::Multiple | Threading::Serialized) {
+            return Ok(None);
+        }
+        let mut communicator = self.communicator;
+        self.call("MPI_Comm_dup", || unsafe { ffi::MPI_Comm_dup(self.communicator, &mut communicator) })?;
+        let (turn, watchdog) = (self.turn.clone(), Arc::clone(&self.watchdog));
+        Ok(Some(Box::new(Self { communicator, pace: Pace::Patient, turn, watchdog, first: false, ..*self })))
     }
 
-    fn all_gather(&self, send: &[f32], recv: &mut [f32], counts: &[usize]) -> Result<(), CommError> {
-        let operation = "all-gather";
-        let (counts, offsets) = layout(operation, counts, recv.len())?;
-        self.call(operation, || unsafe {
-            ffi::MPI_Allgatherv(
-                read(send),
-                send.len() as c_int,
-                ffi::RSMPI_FLOAT,
-                write(recv),
-                counts.as_ptr(),
-                offsets.as_ptr(),
-                ffi::RSMPI_FLOAT,
-                ffi::RSMPI_COMM_WORLD,
-            )
-        })
+    fn exchange(&self, sends: &[Outgoing<'_>], recvs: &mut [Incoming<'_>]) -> Result<(), CommError> {
+        let operation = "exchange";
+        let _watch = self.watchdog.watch(operation);
+        let mut requests = Vec::new();
+        let mut post = |start: &mut dyn FnMut(*mut ffi::MPI_Request) -> c_int| {
+            // SAFETY: the constant of MPI.
+            let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
+            self.call(operation, || start(&mut request))?;
+            requests.push(request);
+            Ok::<(), CommError>(())
+        };
+        for Incoming { from, bytes } in recvs {
+            for chunk in bytes.chunks_mut(MESSAGE_BYTES) {
+                let (place, length) = (write(chunk), chunk.len() as c_int);
+                post(&mut |request| unsafe {
+                    ffi::MPI_Irecv(
+                        place,
+                        length,
+                        ffi::RSMPI_UINT8_T,
+                        *from as c_int,
+                        TAG,
+                        self.communicator,
+                        request,
+                    )
+                })?;
+            }
+        }
+        for Outgoing { to, bytes } in sends {
+            for chunk in bytes.chunks(MESSAGE_BYTES) {
+                post(&mut |request| unsafe {
+                    ffi::MPI_Isend(
+                        read(chunk),
+                        chunk.len() as c_int,
+                        ffi::RSMPI_UINT8_T,
+                        *to as c_int,
+                        TAG,
+                        self.communicator,
+                        request,
+                    )
+                })?;
+            }
+        }
+        self.wait(operation, &mut requests)
     }
 
     fn all_reduce_native(&self, buffer: &mut [f32]) -> Result<(), CommError> {
         let operation = "all-reduce";
-        let (counts, _) = layout(operation, &[buffer.len()], buffer.len())?;
+        let elements = count(operation, buffer.len())?;
         let send = buffer.to_vec();
-        self.call(operation, || unsafe {
-            ffi::MPI_Allreduce(
+        self.run(operation, |request| unsafe {
+            ffi::MPI_Iallreduce(
                 read(&send),
                 write(buffer),
-                counts[0],
+                elements,
                 ffi::RSMPI_FLOAT,
                 ffi::RSMPI_SUM,
-                ffi::RSMPI_COMM_WORLD,
+                self.communicator,
+                request,
             )
         })
     }
@@ -182,39 +275,42 @@ impl Comm for MpiComm {
         counts: &[usize],
     ) -> Result<(), CommError> {
         let operation = "reduce-scatter";
-        let (counts, _) = layout(operation, counts, send.len())?;
-        self.call(operation, || unsafe {
-            ffi::MPI_Reduce_scatter(
+        assert_eq!((send.len(), recv.len()), (counts.iter().sum(), counts[self.rank]));
+        let (counts, _) = layout(operation, counts)?;
+        self.run(operation, |request| unsafe {
+            ffi::MPI_Ireduce_scatter(
                 read(send),
                 write(recv),
                 counts.as_ptr(),
                 ffi::RSMPI_FLOAT,
                 ffi::RSMPI_SUM,
-                ffi::RSMPI_COMM_WORLD,
+                self.communicator,
+                request,
             )
         })
     }
 
     fn all_gather_bytes(&self, send: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
         let operation = "all-gather of messages";
-        let (mine, _) = layout(operation, &[send.len()], send.len())?;
+        let mine = [count(operation, send.len())?];
         let mut counts = vec![0 as c_int; self.size];
-        self.call(operation, || unsafe {
-            ffi::MPI_Allgather(
+        self.run(operation, |request| unsafe {
+            ffi::MPI_Iallgather(
                 read(&mine),
                 1,
                 ffi::RSMPI_INT32_T,
                 write(&mut counts),
                 1,
                 ffi::RSMPI_INT32_T,
-                ffi::RSMPI_COMM_WORLD,
+                self.communicator,
+                request,
             )
         })?;
         let lengths: Vec<usize> = counts.iter().map(|&count| count as usize).collect();
         let mut all = vec![0u8; lengths.iter().sum()];
-        let (counts, offsets) = layout(operation, &lengths, all.len())?;
-        self.call(operation, || unsafe {
-            ffi::MPI_Allgatherv(
+        let (counts, offsets) = layout(operation, &lengths)?;
+        self.run(operation, |request| unsafe {
+            ffi::MPI_Iallgatherv(
                 read(send),
                 mine[0],
                 ffi::RSMPI_UINT8_T,
@@ -222,7 +318,8 @@ impl Comm for MpiComm {
                 counts.as_ptr(),
                 offsets.as_ptr(),
                 ffi::RSMPI_UINT8_T,
-                ffi::RSMPI_COMM_WORLD,
+                self.communicator,
+                request,
             )
         })?;
         let mut rest = all.as_slice();
@@ -235,15 +332,15 @@ impl Comm for MpiComm {
     }
 
     fn broadcast(&self, root: usize, bytes: &mut [u8]) -> Result<(), CommError> {
-        const CHUNK: usize = 1 << 30;
-        for chunk in bytes.chunks_mut(CHUNK) {
-            self.call("broadcast", || unsafe {
-                ffi::MPI_Bcast(
+        for chunk in bytes.chunks_mut(MESSAGE_BYTES) {
+            self.run("broadcast", |request| unsafe {
+                ffi::MPI_Ibcast(
                     write(chunk),
                     chunk.len() as c_int,
                     ffi::RSMPI_UINT8_T,
                     root as c_int,
-                    ffi::RSMPI_COMM_WORLD,
+                    self.communicator,
+                    request,
                 )
             })?;
         }
@@ -251,7 +348,7 @@ impl Comm for MpiComm {
     }
 
     fn barrier(&self) -> Result<(), CommError> {
-        self.call("barrier", || unsafe { ffi::MPI_Barrier(ffi::RSMPI_COMM_WORLD) })
+        self.run("barrier", |request| unsafe { ffi::MPI_Ibarrier(self.communicator, request) })
     }
 
     fn abort(&self, exit_code: i32) -> ! {

@@ -36,7 +36,7 @@ pub fn segment(session: &Session, start: &Start) -> Result<Segment, Failure> {
         started_unix_s: unix_s(),
         world_size: session.comm.size() as u32,
         strategy: config.parallel.strategy.name().into(),
-        reduction: config.parallel.reduction.name().into(),
+        reduction: if session.isolated { "none" } else { config.parallel.reduction.name() }.into(),
         backend: session.comm.name().into(),
         threads_per_rank: tch::get_num_threads() as u32,
         cpu_capability: torch::cpu_capability(),
@@ -65,16 +65,20 @@ fn versions(session: &Session) -> BTreeMap<String, String> {
 }
 
 fn ranks(session: &Session) -> Result<Vec<RankInfo>, Failure> {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let mine = RankInfo {
         rank: session.comm.rank() as u32,
-        host: host.trim().to_owned(),
+        host: hostname(),
         optimizer_bytes: session.optimizer.state_bytes(),
         master_bytes: session.optimizer.master_bytes(),
     };
     let internal = |error: serde_json::Error| Failure::alone(lockstep_record::exit::INTERNAL, error);
     let messages = session.comm.all_gather_bytes(&serde_json::to_vec(&mine).map_err(internal)?)?;
     messages.iter().map(|message| serde_json::from_slice(message).map_err(internal)).collect()
+}
+
+/// This host's name.
+pub fn hostname() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
 /// Seconds since 1970.

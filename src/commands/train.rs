@@ -1,15 +1,18 @@
 //! `lockstep train`: from the command line to a finished run record.
 
+use std::time::Instant;
+
 use lockstep_record::{Ended, RunDir, exit};
 
 use super::config::resolve;
 use super::{manifest, plan, resume};
-use crate::cli::Train;
+use crate::cli::{Exchanged, Train};
 use crate::comm::Comm;
 use crate::config::Resolved;
 use crate::launch::{Failure, StopRequest, end_all_ranks_on_panic, environment_rank, join, together};
 use crate::metrics::{Recorder, start_logging};
 use crate::session::Session;
+use crate::trace::offset_to_rank_0;
 use crate::train::{self, Course};
 
 /// Runs `lockstep train`.
@@ -72,7 +75,7 @@ fn run(comm: &dyn Comm, resolved: &Resolved, arguments: &Train) -> Result<i32, F
     let config = &resolved.config;
     resolved.validate_world(comm.size())?;
     prepare_libtorch(config.run.threads_per_rank, config.run.deterministic)?;
-    let session = Session::build(config, comm)?;
+    let session = Session::build(config, comm, arguments.comm == Exchanged::None)?;
     if arguments.dry_run {
         if comm.rank() == 0 {
             print!("{}", plan::describe(&session));
@@ -90,6 +93,9 @@ fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
     let stop_request = together(comm, exit::INTERNAL, StopRequest::listen())?;
     let lock = resume::claim(comm, &run_dir, arguments.resume.is_some())?;
     together(comm, exit::INTERNAL, start_logging(&run_dir, comm.rank()))?;
+    if arguments.trace {
+        open_trace(&session, &run_dir)?;
+    }
     session.corpus.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     let start = resume::start(&mut session, &run_dir, arguments.resume.as_deref())?;
     let course = Course::new(config, start.step, arguments.stop_after, stop_request)?;
@@ -113,6 +119,17 @@ fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
         eprintln!("{}", plan::closing_line(&ending, &run_dir));
     }
     Ok(ending.exit_code())
+}
+
+/// All ranks begin their traces on rank 0's clock.
+fn open_trace(session: &Session, run_dir: &RunDir) -> Result<(), Failure> {
+    let (comm, origin) = (session.comm, Instant::now());
+    let offset_us = offset_to_rank_0(comm, origin)?;
+    let path = run_dir.rank_trace(comm.rank());
+    let opened = std::fs::create_dir_all(run_dir.traces())
+        .and_then(|()| session.trace.open(&path, comm.rank(), &manifest::hostname(), origin, offset_us))
+        .map_err(|error| format!("cannot begin the trace {}: {error}", path.display()));
+    together(comm, exit::INTERNAL, opened)
 }
 
 /// The initial state, before any step.

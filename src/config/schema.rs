@@ -153,6 +153,15 @@ pub struct Parallel {
     /// Capacity of a gradient bucket, in MiB. It does not change bits.
     #[schemars(range(max = 16_384), extend("exclusiveMinimum" = 0))]
     pub bucket_mb: f64,
+    /// Capacity of the first bucket, so that communication starts early, and of the last one, which nothing hides, in
+    /// MiB. It does not change bits.
+    #[schemars(range(max = 16_384), extend("exclusiveMinimum" = 0))]
+    pub edge_bucket_mb: f64,
+    /// Communicate on a thread of its own while backward goes on. It does not change bits.
+    pub overlap: bool,
+    /// How freely threads may call MPI. `overlap` needs `multiple` or `serialized`; where the library provides less than
+    /// what is asked for, the training thread communicates after backward, and a warning says so.
+    pub mpi_threads: MpiThreads,
     /// Seconds that a collective may take before all ranks are ended with exit code 90.
     #[schemars(range(max = 1_000_000), extend("exclusiveMinimum" = 0))]
     pub timeout_s: f64,
@@ -191,6 +200,18 @@ pub enum Backend {
     Solo,
     /// Collectives of the MPI that launched the ranks.
     Mpi,
+}
+
+/// How freely threads may call MPI (its thread levels).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MpiThreads {
+    /// Any thread at any time (MPI_THREAD_MULTIPLE).
+    Multiple,
+    /// Any thread, one at a time (MPI_THREAD_SERIALIZED).
+    Serialized,
+    /// The thread that started MPI only (MPI_THREAD_FUNNELED).
+    Funneled,
 }
 
 /// In which order gradients are added.

@@ -1,80 +1,185 @@
-//! A rank's own micro-batches: their gradients are taken from autograd and added up along the tree.
-
-use tch::Tensor;
+//! A rank's own micro-batches: their gradients arrive one parameter at a time and are added up along the tree.
 
 use super::flat::{self, Flat};
 use super::layout::Layout;
 use super::tree::{Accumulation, LeafPlan};
-use crate::torch::{TorchError, take_grad};
+use std::ops::Range;
 
-/// Why a micro-batch's gradient could not be taken.
-#[derive(Debug, thiserror::Error)]
-pub enum GradientError {
-    #[error(transparent)]
-    Torch(#[from] TorchError),
-    #[error(
-        "parameter {name} got no gradient from micro-batch {micro_batch}: the loss does not depend on it"
-    )]
-    Unused { name: String, micro_batch: usize },
+/// This rank's partial sums of one bucket: a buffer for each slot of the [`Accumulation`]. It moves to whoever reduces
+/// the bucket and comes back with the step's gradient in the first buffer.
+#[derive(Debug, Default)]
+pub struct PartialSums {
+    slots: Vec<Flat>,
+    /// How many of the slots hold a subtree at the end.
+    held: usize,
 }
 
-/// Partial sums of one rank: `slots[slot][bucket]`.
+impl PartialSums {
+    /// This rank's subtrees, in leaf order.
+    pub fn held(&self) -> &[Flat] {
+        &self.slots[..self.held]
+    }
+
+    pub fn held_mut(&mut self) -> &mut [Flat] {
+        &mut self.slots[..self.held]
+    }
+
+    /// Where the step's gradient ends up.
+    pub fn gradient(&self) -> &Flat {
+        &self.slots[0]
+    }
+
+    pub fn gradient_mut(&mut self) -> &mut Flat {
+        &mut self.slots[0]
+    }
+
+    /// Adds a gradient to what lies in a range of a slot, or stores it there.
+    fn add(&mut self, plan: &LeafPlan, range: Range<usize>, gradient: &[f32]) {
+        let sum = &mut self.slots[plan.slot].as_mut_slice()[range];
+        match plan.stores {
+            true => sum.copy_from_slice(gradient),
+            false => flat::add(sum, gradient),
+        }
+    }
+
+    fn merge(&mut self, plan: &LeafPlan) {
+        for merge in &plan.merges {
+            let (sums, others) = self.slots.split_at_mut(merge.from);
+            flat::add(sums[merge.into].as_mut_slice(), others[0].as_slice());
+        }
+    }
+}
+
+/// The partial sums of all buckets, while this rank computes them.
 pub struct Accumulator {
     plan: Accumulation,
-    slots: Vec<Vec<Flat>>,
+    buckets: Vec<PartialSums>,
+    /// Which leaf is being computed.
+    leaf: usize,
+    /// Which parameters have not brought its gradient yet, and how many of each bucket.
+    missing: Vec<bool>,
+    missing_in: Vec<usize>,
 }
 
 impl Accumulator {
     pub fn new(plan: Accumulation, layout: &Layout) -> Self {
-        Self { slots: (0..plan.slots).map(|_| flat::zeros(layout)).collect(), plan }
+        let held = plan.partials.len();
+        let buffers = |elements| (0..plan.slots).map(|_| Flat::zeros(elements)).collect();
+        let sums = |elements| PartialSums { slots: buffers(elements), held };
+        Self {
+            buckets: layout.buckets.iter().map(|bucket| sums(bucket.elements)).collect(),
+            leaf: 0,
+            missing: Vec::new(),
+            missing_in: Vec::new(),
+            plan,
+        }
     }
 
-    /// Takes the gradients that backward left in the `leaves` (the model's parameters) for the `local`-th owned
-    /// micro-batch. Calls `seen` with each parameter's gradient as it came from autograd.
-    pub fn take(
-        &mut self,
-        layout: &Layout,
-        leaves: &mut [Tensor],
-        local: usize,
-        micro_batch: usize,
-        mut seen: impl FnMut(usize, &[f32]),
-    ) -> Result<(), GradientError> {
-        let LeafPlan { slot, stores, merges } = &self.plan.leaves[local];
-        for (index, leaf) in leaves.iter_mut().enumerate() {
-            let gradient = take_grad(leaf)?.ok_or_else(|| GradientError::Unused {
-                name: layout.parameters[index].name.clone(),
-                micro_batch,
-            })?;
-            let gradient = gradient.contiguous();
-            let gradient = flat::elements(&gradient);
-            seen(index, gradient);
-            let place = &layout.slots[index];
-            let sum = &mut self.slots[*slot][place.bucket].as_mut_slice()[place.range()];
-            match stores {
-                true => sum.copy_from_slice(gradient),
-                false => flat::add(sum, gradient),
+    /// Starts with the `leaf`-th of this rank's micro-batches.
+    pub fn begin(&mut self, layout: &Layout, leaf: usize) {
+        self.leaf = leaf;
+        self.missing = vec![true; layout.parameters.len()];
+        self.missing_in = layout.buckets.iter().map(|bucket| bucket.parameters.len()).collect();
+    }
+
+    /// Adds one parameter's gradient. True if it was the last of its bucket.
+    ///
+    /// # Panics
+    /// If the parameter has brought its gradient already: autograd calls once.
+    pub fn add(&mut self, layout: &Layout, parameter: usize, gradient: &[f32]) -> bool {
+        assert!(std::mem::replace(&mut self.missing[parameter], false), "parameter {parameter} came twice");
+        let (slot, plan) = (&layout.slots[parameter], &self.plan.leaves[self.leaf]);
+        self.buckets[slot.bucket].add(plan, slot.range(), gradient);
+        self.missing_in[slot.bucket] -= 1;
+        let complete = self.missing_in[slot.bucket] == 0;
+        if complete {
+            self.buckets[slot.bucket].merge(plan);
+        }
+        complete
+    }
+
+    /// The parameters whose gradient has not come.
+    pub fn missing(&self) -> impl Iterator<Item = usize> {
+        self.missing.iter().enumerate().filter_map(|(index, &missing)| missing.then_some(index))
+    }
+
+    /// Whether the leaf is this rank's last of the step: complete buckets may go.
+    pub fn is_last(&self) -> bool {
+        self.leaf + 1 == self.plan.leaves.len()
+    }
+
+    /// A bucket leaves to be reduced.
+    pub fn take(&mut self, bucket: usize) -> PartialSums {
+        std::mem::take(&mut self.buckets[bucket])
+    }
+
+    /// And comes back.
+    pub fn put_back(&mut self, bucket: usize, sums: PartialSums) {
+        self.buckets[bucket] = sums;
+    }
+
+    /// The step's gradient of every bucket, once all are back.
+    pub fn gradient(&self, bucket: usize) -> &Flat {
+        self.buckets[bucket].gradient()
+    }
+
+    pub fn gradient_mut(&mut self, bucket: usize) -> &mut Flat {
+        self.buckets[bucket].gradient_mut()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grad::layout::{Capacity, ParameterSpec};
+
+    fn layout() -> Layout {
+        let spec = |name: &str, shape: &[i64]| ParameterSpec { name: name.into(), shape: shape.into() };
+        let specs = vec![spec("a", &[4, 2]), spec("b", &[3]), spec("c", &[2, 2])];
+        Layout::plan(specs, &[2, 1, 0], Capacity { bucket: 1 << 20, edge: 1 << 20 })
+    }
+
+    #[test]
+    fn a_bucket_is_complete_with_its_last_gradient() {
+        let layout = layout();
+        let mut accumulator = Accumulator::new(Accumulation::along_tree(0..2, 2), &layout);
+        for leaf in 0..2 {
+            accumulator.begin(&layout, leaf);
+            assert!(!accumulator.add(&layout, 2, &[1.0; 4]));
+            assert_eq!(accumulator.missing().collect::<Vec<_>>(), [0, 1]);
+            assert!(accumulator.add(&layout, 1, &[1.0; 3]));
+            assert!(accumulator.add(&layout, 0, &[0.5; 8]));
+            assert_eq!(accumulator.missing().count(), 0);
+            assert_eq!(accumulator.is_last(), leaf == 1);
+        }
+        let slot = &layout.slots[0];
+        assert_eq!(accumulator.gradient(slot.bucket).as_slice()[slot.range()], [1.0; 8]);
+    }
+
+    #[test]
+    fn leaves_are_added_along_the_tree() {
+        let layout = layout();
+        // (x + 1) + (1 + 1) is not ((x + 1) + 1) + 1 for an x where one is half a unit in the last place.
+        let values = [16_777_216.0f32, 1.0, 1.0, 1.0];
+        let mut accumulator = Accumulator::new(Accumulation::along_tree(0..4, 4), &layout);
+        for (leaf, value) in values.into_iter().enumerate() {
+            accumulator.begin(&layout, leaf);
+            for parameter in 0..3 {
+                let elements = layout.slots[parameter].elements;
+                accumulator.add(&layout, parameter, &vec![value; elements]);
             }
         }
-        for merge in merges {
-            let (sums, others) = self.slots.split_at_mut(merge.from);
-            for (sum, other) in sums[merge.into].iter_mut().zip(&others[0]) {
-                flat::add(sum.as_mut_slice(), other.as_slice());
-            }
-        }
-        Ok(())
+        let slot = &layout.slots[1];
+        assert_eq!(accumulator.gradient(slot.bucket).as_slice()[slot.offset], 16_777_218.0);
     }
 
-    /// This rank's partial sums of one bucket, in leaf order.
-    pub fn partials(&self, bucket: usize) -> impl ExactSizeIterator<Item = &[f32]> {
-        self.slots[..self.plan.partials.len()].iter().map(move |slot| slot[bucket].as_slice())
-    }
-
-    /// Where the step's gradient ends up: the first slot.
-    pub fn gradient(&self) -> &[Flat] {
-        &self.slots[0]
-    }
-
-    pub fn gradient_mut(&mut self) -> &mut [Flat] {
-        &mut self.slots[0]
+    #[test]
+    #[should_panic(expected = "came twice")]
+    fn a_gradient_comes_once() {
+        let layout = layout();
+        let mut accumulator = Accumulator::new(Accumulation::along_tree(0..1, 1), &layout);
+        accumulator.begin(&layout, 0);
+        accumulator.add(&layout, 0, &[1.0; 8]);
+        accumulator.add(&layout, 0, &[1.0; 8]);
     }
 }

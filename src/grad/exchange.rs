@@ -3,21 +3,25 @@
 
 use std::ops::Range;
 
-use super::accumulate::Accumulator;
-use super::flat;
+use super::accumulate::PartialSums;
+use super::flat::{add, bytes, bytes_mut};
 use super::tree::{Accumulation, Merge, Node, merge_order};
-use crate::comm::{Comm, CommError};
+use crate::comm::{Comm, CommError, Incoming, Outgoing};
 use crate::mutate::{Mutation, active};
 use crate::partition::share;
+
+/// Elements that are added through the whole tree before the next ones: few enough to stay in the processor's cache.
+const STRETCH: usize = 2048;
 
 /// What this rank needs to know to reduce any bucket: everybody's partial sums and the additions over them.
 pub struct Exchange {
     rank: usize,
-    /// Subtrees that each rank holds after its own accumulation.
-    partials: Vec<Vec<Node>>,
+    /// How many subtrees each rank holds after its own accumulation.
+    held: Vec<usize>,
+    /// Additions over all ranks' subtrees in leaf order; the sum ends in the first.
     merges: Vec<Merge>,
-    send: Vec<f32>,
-    recv: Vec<f32>,
+    /// The other ranks' subtrees of this rank's shard, back to back in leaf order.
+    received: Vec<f32>,
 }
 
 impl Exchange {
@@ -31,45 +35,87 @@ impl Exchange {
             false => merge_order(&all, micro_batches),
             true => (1..all.len()).map(|from| Merge { into: 0, from }).collect(),
         };
-        Self { rank, partials, merges, send: Vec::new(), recv: Vec::new() }
+        Self { rank, held: partials.iter().map(Vec::len).collect(), merges, received: Vec::new() }
     }
 
-    /// Returns this rank's shard of the bucket's sum over all micro-batches. `shards` are all ranks' parts.
+    /// Turns this rank's `shards[rank]` of the bucket's gradient into the sum over all micro-batches.
     pub fn reduce_scatter(
         &mut self,
         comm: &dyn Comm,
-        gradients: &Accumulator,
-        bucket: usize,
+        sums: &mut PartialSums,
         shards: &[Range<usize>],
-    ) -> Result<&[f32], CommError> {
-        let mine = shards[self.rank].len();
-        let held = self.partials[self.rank].len();
-        let send_counts: Vec<usize> = shards.iter().map(|shard| shard.len() * held).collect();
-        let recv_counts: Vec<usize> = self.partials.iter().map(|nodes| nodes.len() * mine).collect();
-        self.recv.resize(recv_counts.iter().sum(), 0.0);
-        let mut partials = gradients.partials(bucket);
-        match partials.next() {
-            // A single partial sum lies as it is sent: its chunks in the order of the ranks.
-            Some(only) if held == 1 => comm.all_to_all(only, &send_counts, &mut self.recv, &recv_counts)?,
-            _ => {
-                self.send.clear();
-                for shard in shards {
-                    gradients
-                        .partials(bucket)
-                        .for_each(|sum| self.send.extend_from_slice(&sum[shard.clone()]));
-                }
-                comm.all_to_all(&self.send, &send_counts, &mut self.recv, &recv_counts)?;
-            }
+    ) -> Result<(), CommError> {
+        let mine = shards[self.rank].clone();
+        let others = |&rank: &usize| rank != self.rank;
+        let count: usize = (0..shards.len()).filter(others).map(|rank| self.held[rank]).sum();
+        self.received.resize(count * mine.len(), 0.0);
+        if shards.len() > 1 {
+            let chunks = |rank: usize| {
+                let chunk = shards[rank].clone();
+                sums.held()
+                    .iter()
+                    .map(move |sum| Outgoing { to: rank, bytes: bytes(&sum.as_slice()[chunk.clone()]) })
+            };
+            let sends: Vec<Outgoing> = (0..shards.len()).filter(others).flat_map(chunks).collect();
+            let from = (0..shards.len()).filter(others).flat_map(|rank| vec![rank; self.held[rank]]);
+            let places = self.received.chunks_exact_mut(mine.len().max(1));
+            let mut recvs: Vec<Incoming> =
+                from.zip(places).map(|(from, place)| Incoming { from, bytes: bytes_mut(place) }).collect();
+            comm.exchange(&nonempty(sends), &mut recvs)?;
         }
-        self.add_up(mine);
-        Ok(&self.recv[..mine])
+        self.add_up(sums, mine);
+        Ok(())
     }
 
-    /// Adds the received partial sums, each `length` long, along the tree into the first one.
-    fn add_up(&mut self, length: usize) {
-        for &Merge { into, from } in &self.merges {
-            let (sums, others) = self.recv.split_at_mut(from * length);
-            flat::add(&mut sums[into * length..][..length], &others[..length]);
+    /// Adds all ranks' subtrees of this rank's shard along the tree; the sum ends in the gradient.
+    fn add_up(&mut self, sums: &mut PartialSums, mine: Range<usize>) {
+        let length = mine.len();
+        let first: usize = self.held[..self.rank].iter().sum();
+        let own = self.held[self.rank];
+        let mut start = 0;
+        while start < length {
+            let end = (start + STRETCH).min(length);
+            // Of every subtree the same stretch: of others' from what was received, of this rank's in place.
+            let mut slots: Vec<&mut [f32]> = Vec::with_capacity(self.held.iter().sum());
+            let (before, after) = self.received.split_at_mut(first * length);
+            slots.extend(before.chunks_exact_mut(length).map(|sum| &mut sum[start..end]));
+            let stretch = mine.start + start..mine.start + end;
+            slots.extend(sums.held_mut().iter_mut().map(|sum| &mut sum.as_mut_slice()[stretch.clone()]));
+            slots.extend(after.chunks_exact_mut(length).map(|sum| &mut sum[start..end]));
+            for &Merge { into, from } in &self.merges {
+                let (sums, others) = slots.split_at_mut(from);
+                add(sums[into], others[0]);
+            }
+            if first > 0 && own > 0 {
+                let (sums, others) = slots.split_at_mut(first);
+                others[0].copy_from_slice(sums[0]);
+            }
+            start = end;
         }
     }
+}
+
+/// Empty messages are not sent: shards of a small bucket may be empty.
+fn nonempty(sends: Vec<Outgoing>) -> Vec<Outgoing> {
+    sends.into_iter().filter(|send| !send.bytes.is_empty()).collect()
+}
+
+/// Sends this rank's shard of a buffer to all others and fills in theirs, in place.
+pub fn all_gather(comm: &dyn Comm, buffer: &mut [f32], shards: &[Range<usize>]) -> Result<(), CommError> {
+    let (rank, mut rest) = (comm.rank(), buffer);
+    let mut parts: Vec<&mut [f32]> = Vec::with_capacity(shards.len());
+    for shard in shards {
+        let (part, tail) = rest.split_at_mut(shard.len());
+        parts.push(part);
+        rest = tail;
+    }
+    let (before, from_mine) = parts.split_at_mut(rank);
+    let (mine, after) = from_mine.split_at_mut(1);
+    let sends = (0..shards.len()).filter(|&to| to != rank).map(|to| Outgoing { to, bytes: bytes(mine[0]) });
+    let others =
+        before.iter_mut().enumerate().chain(after.iter_mut().enumerate().map(|(i, p)| (rank + 1 + i, p)));
+    let mut recvs: Vec<Incoming> =
+        others.map(|(from, part)| Incoming { from, bytes: bytes_mut(part) }).collect();
+    recvs.retain(|recv| !recv.bytes.is_empty());
+    comm.exchange(&nonempty(sends.collect()), &mut recvs)
 }

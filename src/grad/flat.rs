@@ -34,6 +34,12 @@ impl Flat {
         unsafe { std::slice::from_raw_parts_mut(self.0.data_ptr().cast(), self.len()) }
     }
 
+    /// A second handle of the same memory, for another thread. Whoever makes one sees to it that the memory is not
+    /// used on both sides at once: [`crate::reduce::Reducer`] does.
+    pub fn same_memory(&self) -> Self {
+        Self(self.0.shallow_clone())
+    }
+
     /// A view of some elements that shares their memory.
     pub fn view(&self, range: Range<usize>) -> Tensor {
         self.0.narrow(0, range.start as i64, range.len() as i64)

@@ -68,27 +68,50 @@ pub struct Layout {
     pub buckets: Vec<Bucket>,
 }
 
+/// How large buckets may become, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    pub bucket: usize,
+    /// Of the first bucket, so that communication starts early, and of the last one, which nothing hides.
+    pub edge: usize,
+}
+
 impl Layout {
-    /// Fills buckets of up to `bucket_bytes` in reverse order of the parameters, which is about the order in which
-    /// their gradients become ready. A parameter that is larger than a bucket gets one of its own.
-    pub fn plan(parameters: Vec<ParameterSpec>, bucket_bytes: usize) -> Self {
-        let capacity = (bucket_bytes / size_of::<f32>()).max(1);
+    /// Fills buckets with the parameters in the order in which their gradients become ready: `ready[i]` is the index
+    /// of the i-th. A parameter that is larger than a bucket gets one of its own. Buckets stand in the order in which
+    /// their last gradient becomes ready.
+    ///
+    /// # Panics
+    /// If `ready` is not a permutation of the parameters.
+    pub fn plan(parameters: Vec<ParameterSpec>, ready: &[usize], capacity: Capacity) -> Self {
+        let mut seen = vec![false; parameters.len()];
+        ready.iter().for_each(|&index| assert!(!std::mem::replace(&mut seen[index], true), "{index} twice"));
+        assert_eq!(ready.len(), parameters.len());
+        let mut groups = Vec::new();
+        for decays in [false, true] {
+            let of_kind = |&&index: &&usize| parameters[index].decays() == decays;
+            let order: Vec<usize> = ready.iter().filter(of_kind).copied().collect();
+            groups.extend(groups_of(
+                &order,
+                &|index| padded(&parameters[index]) * size_of::<f32>(),
+                capacity,
+            ));
+        }
+        let position = |index: usize| ready.iter().position(|&other| other == index);
+        groups.sort_by_key(|group| group.last().map(|&index| position(index)));
+        Self::of_groups(parameters, groups)
+    }
+
+    fn of_groups(parameters: Vec<ParameterSpec>, groups: Vec<Vec<usize>>) -> Self {
         let mut slots = vec![Slot { bucket: 0, offset: 0, elements: 0 }; parameters.len()];
-        let mut buckets: Vec<Bucket> = Vec::new();
-        let mut open: [Option<usize>; 2] = [None, None];
-        for (index, parameter) in parameters.iter().enumerate().rev() {
-            let decays = parameter.decays();
-            let padded = parameter.elements().next_multiple_of(BLOCK_ELEMENTS);
-            let fits = |bucket: &usize| buckets[*bucket].elements + padded <= capacity;
-            let bucket = open[usize::from(decays)].filter(fits).unwrap_or_else(|| {
-                buckets.push(Bucket { elements: 0, decays, parameters: Vec::new() });
-                buckets.len() - 1
-            });
-            open[usize::from(decays)] = Some(bucket);
-            let offset = buckets[bucket].elements;
-            slots[index] = Slot { bucket, offset, elements: parameter.elements() };
-            buckets[bucket].elements += padded;
-            buckets[bucket].parameters.push(index);
+        let mut buckets = Vec::new();
+        for (bucket, group) in groups.into_iter().enumerate() {
+            let mut elements = 0;
+            for &index in &group {
+                slots[index] = Slot { bucket, offset: elements, elements: parameters[index].elements() };
+                elements += padded(&parameters[index]);
+            }
+            buckets.push(Bucket { elements, decays: parameters[group[0]].decays(), parameters: group });
         }
         Self { parameters, slots, buckets }
     }
@@ -124,6 +147,30 @@ impl Layout {
     }
 }
 
+/// Elements with padding to whole blocks.
+fn padded(parameter: &ParameterSpec) -> usize {
+    parameter.elements().next_multiple_of(BLOCK_ELEMENTS)
+}
+
+/// Cuts `order` into runs that fit: the first and the last within `capacity.edge`, the others within `capacity.bucket`.
+fn groups_of(order: &[usize], bytes: &dyn Fn(usize) -> usize, capacity: Capacity) -> Vec<Vec<usize>> {
+    let total = |group: &[usize]| group.iter().map(|&index| bytes(index)).sum::<usize>();
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    for &index in order {
+        let limit = if groups.len() <= 1 { capacity.edge } else { capacity.bucket };
+        match groups.last_mut() {
+            Some(group) if total(group) + bytes(index) <= limit => group.push(index),
+            _ => groups.push(vec![index]),
+        }
+    }
+    let Some(last) = groups.last_mut().filter(|last| total(last) > capacity.edge) else { return groups };
+    let fits = |&at: &usize| total(&last[at..]) <= capacity.edge;
+    let cut = (1..last.len()).find(fits);
+    let tail = cut.map(|cut| last.split_off(cut));
+    groups.extend(tail);
+    groups
+}
+
 /// The part of one parameter that lies in a range of its bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
@@ -154,25 +201,34 @@ mod tests {
         shapes.iter().enumerate().map(spec).collect()
     }
 
+    fn capacity(bucket: usize, edge: usize) -> Capacity {
+        Capacity { bucket, edge }
+    }
+
     proptest! {
         #[test]
         fn every_element_has_one_place_and_one_owner(
             shapes in prop::collection::vec(prop::collection::vec(1i64..90, 1..3), 1..20),
-            bucket_bytes in 1usize..200_000, world_size in 1usize..9,
+            bucket in 1usize..200_000, edge in 1usize..20_000, world_size in 1usize..9, shuffle in any::<u64>(),
         ) {
-            let layout = Layout::plan(specs(&shapes), bucket_bytes);
-            for (index, bucket) in layout.buckets.iter().enumerate() {
-                prop_assert_eq!(bucket.elements % BLOCK_ELEMENTS, 0);
+            let mut ready: Vec<usize> = (0..shapes.len()).collect();
+            ready.sort_by_key(|&index| (index as u64 + 1).wrapping_mul(shuffle | 1));
+            let layout = Layout::plan(specs(&shapes), &ready, capacity(bucket, edge));
+            for (index, bucket_plan) in layout.buckets.iter().enumerate() {
+                prop_assert_eq!(bucket_plan.elements % BLOCK_ELEMENTS, 0);
                 let mut end = 0;
-                for &parameter in &bucket.parameters {
+                for &parameter in &bucket_plan.parameters {
                     let slot = &layout.slots[parameter];
                     prop_assert_eq!((slot.bucket, slot.offset), (index, end));
-                    prop_assert_eq!(layout.parameters[parameter].decays(), bucket.decays);
+                    prop_assert_eq!(layout.parameters[parameter].decays(), bucket_plan.decays);
                     end += slot.elements.next_multiple_of(BLOCK_ELEMENTS);
                 }
-                prop_assert_eq!(end, bucket.elements);
-                prop_assert!(bucket.parameters.len() == 1 || bucket.elements * 4 <= bucket_bytes);
+                prop_assert_eq!(end, bucket_plan.elements);
+                let alone = bucket_plan.parameters.len() == 1;
+                prop_assert!(alone || bucket_plan.elements * 4 <= bucket.max(edge));
             }
+            let placed: usize = layout.buckets.iter().map(|bucket| bucket.parameters.len()).sum();
+            prop_assert_eq!(placed, shapes.len());
             for (bucket, shards) in layout.buckets.iter().zip(layout.shards(world_size)) {
                 let mut end = 0;
                 for shard in shards {
@@ -183,12 +239,31 @@ mod tests {
                 prop_assert_eq!(end, bucket.elements);
             }
         }
+
+        #[test]
+        fn a_bucket_is_complete_before_the_next_one(
+            shapes in prop::collection::vec(prop::collection::vec(1i64..60, 1..3), 1..20), edge in 1usize..9_000,
+        ) {
+            let ready: Vec<usize> = (0..shapes.len()).rev().collect();
+            let layout = Layout::plan(specs(&shapes), &ready, capacity(40_000, edge));
+            let complete = |bucket: &Bucket| bucket.parameters.iter().map(|&index| shapes.len() - index).max();
+            prop_assert!(layout.buckets.iter().map(complete).is_sorted());
+        }
     }
 
     #[test]
     fn a_parameter_larger_than_a_bucket_gets_its_own() {
-        let layout = Layout::plan(specs(&[vec![8, 8], vec![4096, 2], vec![8, 8]]), 8192);
+        let shapes = [vec![8, 8], vec![4096, 2], vec![8, 8]];
+        let layout = Layout::plan(specs(&shapes), &[2, 1, 0], capacity(8192, 8192));
         assert_eq!(layout.buckets.iter().map(|b| b.elements).collect::<Vec<_>>(), [1024, 8192, 1024]);
+    }
+
+    #[test]
+    fn the_first_and_the_last_bucket_are_small() {
+        let ready: Vec<usize> = (0..10).collect();
+        let layout = Layout::plan(specs(&vec![vec![32, 32]; 10]), &ready, capacity(4 * 4096, 4096));
+        let sizes: Vec<usize> = layout.buckets.iter().map(|bucket| bucket.parameters.len()).collect();
+        assert_eq!(sizes, [1, 4, 4, 1]);
     }
 
     #[test]

@@ -50,8 +50,8 @@ impl Fingerprint {
 }
 
 /// Fingerprints of every parameter in buffers that this rank holds whole.
-fn fingerprints(layout: &Layout, buffers: &[Flat]) -> Vec<Fingerprint> {
-    layout.slots.iter().map(|slot| Fingerprint::of(&buffers[slot.bucket].as_slice()[slot.range()])).collect()
+fn fingerprints<'b>(layout: &Layout, buffer: &dyn Fn(usize) -> &'b Flat) -> Vec<Fingerprint> {
+    layout.slots.iter().map(|slot| Fingerprint::of(&buffer(slot.bucket).as_slice()[slot.range()])).collect()
 }
 
 fn encode(entries: impl IntoIterator<Item = (Digest, u64)>) -> Vec<u8> {
@@ -70,14 +70,14 @@ fn decode(message: &[u8]) -> impl Iterator<Item = (Digest, u64)> {
 }
 
 /// Lines for tensors of which every rank has a copy: ranks with the same value share a line.
-pub fn replicas(
+pub fn replicas<'b>(
     comm: &dyn Comm,
     layout: &Layout,
     (step, phase): (u64, Phase),
     prefix: &str,
-    buffers: &[Flat],
+    buffer: &dyn Fn(usize) -> &'b Flat,
 ) -> Result<Vec<DigestLine>, CommError> {
-    let mine = fingerprints(layout, buffers);
+    let mine = fingerprints(layout, buffer);
     let messages = comm.all_gather_bytes(&encode(mine.iter().map(|print| (print.digest, print.norm))))?;
     let ranks: Vec<Vec<_>> = messages.iter().map(|message| decode(message).collect()).collect();
     let mut lines = Vec::new();
@@ -167,11 +167,12 @@ mod tests {
     use super::*;
     use crate::comm::SoloComm;
     use crate::grad::flat;
-    use crate::grad::layout::ParameterSpec;
+    use crate::grad::layout::{Capacity, ParameterSpec};
 
     fn layout() -> Layout {
         let spec = |name: &str, shape: &[i64]| ParameterSpec { name: name.into(), shape: shape.into() };
-        Layout::plan(vec![spec("a", &[70, 50]), spec("b", &[30])], 1 << 20)
+        let specs = vec![spec("a", &[70, 50]), spec("b", &[30])];
+        Layout::plan(specs, &[1, 0], Capacity { bucket: 1 << 20, edge: 1 << 20 })
     }
 
     #[test]
@@ -182,7 +183,7 @@ mod tests {
             flat.as_mut_slice().iter_mut().enumerate().for_each(|(i, value)| *value = i as f32 * 0.37);
         }
         let at = (4, Phase::Optimizer);
-        let whole = replicas(&SoloComm, &layout, at, "m/", &buffers).unwrap();
+        let whole = replicas(&SoloComm, &layout, at, "m/", &|bucket| &buffers[bucket]).unwrap();
         let all = |_: usize| buffers.iter().map(|flat| 0..flat.len()).collect();
         let elements = |bucket: usize, range: Range<usize>| buffers[bucket].as_slice()[range].to_vec();
         let together = shards(&SoloComm, &layout, at, "m/", &all, &elements).unwrap();

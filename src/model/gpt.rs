@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::{Dropout, Initial, MicroBatch, Model};
+use super::{Dropout, Initial, MicroBatch, Model, Weights};
 use crate::config::schema::{self, Positions};
 use crate::grad::layout::ParameterSpec;
 
@@ -28,11 +28,15 @@ pub struct Gpt {
 }
 
 /// Hands out parameters in the order in which [`Gpt::parameters`] lists them.
-struct Reader<'a>(std::slice::Iter<'a, Tensor>);
+struct Reader<'a> {
+    weights: &'a dyn Weights,
+    next: usize,
+}
 
 impl<'a> Reader<'a> {
     fn next(&mut self) -> Result<&'a Tensor, TchError> {
-        self.0.next().ok_or_else(|| TchError::Shape("fewer parameters than the model has".into()))
+        self.next += 1;
+        self.weights.get(self.next - 1)
     }
 
     /// y = x·w + b with w as `in × out`.
@@ -138,7 +142,7 @@ impl Model for Gpt {
 
     fn loss(
         &self,
-        parameters: &[Tensor],
+        weights: &dyn Weights,
         batch: &MicroBatch,
         dropout: Option<&Dropout>,
     ) -> Result<Tensor, TchError> {
@@ -146,7 +150,7 @@ impl Model for Gpt {
             Some(dropout) if dropout.probability > 0.0 => dropout.apply(site, &x),
             _ => Ok(x),
         };
-        let mut reader = Reader(parameters.iter());
+        let mut reader = Reader { weights, next: 0 };
         let (x, tokens) = self.embed(&mut reader, &batch.inputs)?;
         let mut x = drop(0, x)?;
         for layer in 0..self.layers as u32 {
@@ -211,7 +215,8 @@ mod tests {
     fn a_uniform_guess_costs_the_logarithm_of_the_vocabulary() {
         let gpt = model(Positions::Learned);
         let zeros: Vec<Tensor> = filled(&gpt).iter().map(Tensor::zeros_like).collect();
-        let loss = gpt.loss(&zeros, &batch(&[1, 2, 3, 4, 5, 6, 7, 8]), None).unwrap().double_value(&[]);
+        let loss =
+            gpt.loss(&zeros.as_slice(), &batch(&[1, 2, 3, 4, 5, 6, 7, 8]), None).unwrap().double_value(&[]);
         approx::assert_relative_eq!(loss, 8.0 * 32f64.ln(), max_relative = 1e-5);
     }
 
@@ -225,7 +230,7 @@ mod tests {
                 // Only the last token's target counts: its context is permuted.
                 let targets = Tensor::full([1, 8], -100, (Kind::Int64, Device::Cpu));
                 targets.get(0).get(7).copy_(&Tensor::from(5i64));
-                gpt.loss(&parameters, &MicroBatch { inputs: all.inputs, targets }, None)
+                gpt.loss(&parameters.as_slice(), &MicroBatch { inputs: all.inputs, targets }, None)
                     .unwrap()
                     .double_value(&[])
             };
@@ -241,7 +246,7 @@ mod tests {
             let inputs = batch(tokens).inputs;
             let targets = Tensor::full([1, 8], -100, (Kind::Int64, Device::Cpu));
             targets.get(0).get(0).copy_(&Tensor::from(5i64));
-            gpt.loss(&parameters, &MicroBatch { inputs, targets }, None).unwrap().double_value(&[])
+            gpt.loss(&parameters.as_slice(), &MicroBatch { inputs, targets }, None).unwrap().double_value(&[])
         };
         assert_eq!(first_token_loss(&[1, 2, 3, 4, 5, 6, 7, 8]), first_token_loss(&[1, 9, 9, 9, 9, 9, 9, 9]));
     }

@@ -26,15 +26,29 @@ pub enum Initial {
     Constant(f32),
 }
 
+/// The values of a model's parameters.
+pub trait Weights {
+    /// Number `index` of [`Model::parameters`].
+    fn get(&self, index: usize) -> Result<&Tensor, tch::TchError>;
+}
+
+impl Weights for &[Tensor] {
+    fn get(&self, index: usize) -> Result<&Tensor, tch::TchError> {
+        let missing = || tch::TchError::Shape(format!("the model has no parameter number {index}"));
+        <[Tensor]>::get(self, index).ok_or_else(missing)
+    }
+}
+
 /// A model that the trainer can train: pure functions of parameters that the trainer owns.
 pub trait Model {
     /// In a fixed order: norms, checkpoints and the flat layout follow it.
     fn parameters(&self) -> Vec<(ParameterSpec, Initial)>;
 
-    /// Cross-entropy of a micro-batch, summed over its tokens: a scalar. `dropout` is None for evaluation.
+    /// Cross-entropy of a micro-batch, summed over its tokens: a scalar. Weights are asked for as late as possible, in the
+    /// order of [`Model::parameters`] as far as possible: some may still be under way from other ranks. `dropout` is None for evaluation.
     fn loss(
         &self,
-        parameters: &[Tensor],
+        weights: &dyn Weights,
         batch: &MicroBatch,
         dropout: Option<&Dropout>,
     ) -> Result<Tensor, tch::TchError>;

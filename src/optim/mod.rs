@@ -72,47 +72,46 @@ impl Optimizer {
         self.owned.iter().map(|range| 4 * range.len() as u64).sum()
     }
 
-    /// Update number `step` (from 1) of the owned part of `parameters`.
+    /// Update number `step` (from 1) of the owned part of a bucket.
     pub fn update(
         &mut self,
-        parameters: &mut [Flat],
-        gradients: &[Flat],
+        bucket: usize,
+        parameters: &mut Flat,
+        gradient: &Flat,
         step: u64,
         lr: f64,
     ) -> Result<(), TorchError> {
-        for bucket in 0..self.owned.len() {
-            let owned = self.owned[bucket].clone();
-            if owned.is_empty() {
-                continue;
+        let owned = self.owned[bucket].clone();
+        if owned.is_empty() {
+            return Ok(());
+        }
+        let weight_decay = if self.decays[bucket] { self.settings.weight_decay } else { 0.0 };
+        let mut gradient = gradient.view(owned.clone());
+        let state = |kind: usize| self.state[kind][bucket].view(0..owned.len());
+        match self.settings.kind {
+            OptimKind::Adamw => {
+                let Optim { betas, eps, .. } = self.settings;
+                fused_adamw(
+                    &mut parameters.view(owned.clone()),
+                    &mut gradient,
+                    &mut state(0),
+                    &mut state(1),
+                    step,
+                    AdamW { lr, betas, eps, weight_decay },
+                )
             }
-            let weight_decay = if self.decays[bucket] { self.settings.weight_decay } else { 0.0 };
-            let mut gradient = gradients[bucket].view(owned.clone());
-            match self.settings.kind {
-                OptimKind::Adamw => {
-                    let Optim { betas, eps, .. } = self.settings;
-                    fused_adamw(
-                        &mut parameters[bucket].view(owned.clone()),
-                        &mut gradient,
-                        &mut self.state[0][bucket].view(0..owned.len()),
-                        &mut self.state[1][bucket].view(0..owned.len()),
-                        step,
-                        AdamW { lr, betas, eps, weight_decay },
-                    )?;
-                }
-                OptimKind::Sgd => {
-                    decay(&mut parameters[bucket].as_mut_slice()[owned.clone()], lr * weight_decay);
-                    fused_sgd(
-                        &mut parameters[bucket].view(owned.clone()),
-                        &mut gradient,
-                        &mut self.state[0][bucket].view(0..owned.len()),
-                        lr,
-                        self.settings.momentum,
-                        step == 1,
-                    )?;
-                }
+            OptimKind::Sgd => {
+                decay(&mut parameters.as_mut_slice()[owned.clone()], lr * weight_decay);
+                fused_sgd(
+                    &mut parameters.view(owned.clone()),
+                    &mut gradient,
+                    &mut state(0),
+                    lr,
+                    self.settings.momentum,
+                    step == 1,
+                )
             }
         }
-        Ok(())
     }
 }
 
@@ -127,7 +126,7 @@ fn decay(parameters: &mut [f32], rate: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grad::layout::ParameterSpec;
+    use crate::grad::layout::{Capacity, ParameterSpec};
     use crate::partition::share;
     use lockstep_record::BLOCK_ELEMENTS;
 
@@ -144,7 +143,8 @@ mod tests {
     }
 
     fn layout() -> Layout {
-        Layout::plan(vec![ParameterSpec { name: "w".into(), shape: vec![100, 50] }], 1 << 20)
+        let spec = ParameterSpec { name: "w".into(), shape: vec![100, 50] };
+        Layout::plan(vec![spec], &[0], Capacity { bucket: 1 << 20, edge: 1 << 20 })
     }
 
     fn value(i: usize) -> f32 {
@@ -155,21 +155,21 @@ mod tests {
     fn train(kind: OptimKind, ranks: usize) -> (Vec<f32>, Vec<f32>) {
         let layout = layout();
         let elements = layout.buckets[0].elements;
-        let (mut parameters, mut gradients) = (vec![Flat::zeros(elements)], vec![Flat::zeros(elements)]);
-        parameters[0].as_mut_slice().iter_mut().enumerate().for_each(|(i, p)| *p = value(i + 7));
+        let (mut parameters, mut gradient) = (Flat::zeros(elements), Flat::zeros(elements));
+        parameters.as_mut_slice().iter_mut().enumerate().for_each(|(i, p)| *p = value(i + 7));
         let mut owners: Vec<Optimizer> = (0..ranks)
             .map(|rank| share(elements / BLOCK_ELEMENTS, ranks, rank))
             .map(|blocks| blocks.start * BLOCK_ELEMENTS..blocks.end * BLOCK_ELEMENTS)
             .map(|owned| Optimizer::new(&settings(kind), &layout, vec![owned]))
             .collect();
         for step in 1..=3 {
-            gradients[0].as_mut_slice().iter_mut().enumerate().for_each(|(i, g)| *g = value(i * 3 + step));
+            gradient.as_mut_slice().iter_mut().enumerate().for_each(|(i, g)| *g = value(i * 3 + step));
             for owner in &mut owners {
-                owner.update(&mut parameters, &gradients, step as u64, 0.1).unwrap();
+                owner.update(0, &mut parameters, &gradient, step as u64, 0.1).unwrap();
             }
         }
         let state = owners.iter().flat_map(|owner| owner.state(0)[0].as_slice().to_vec()).collect();
-        (parameters[0].as_slice().to_vec(), state)
+        (parameters.as_slice().to_vec(), state)
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 mod batch;
 mod parameters;
+mod probe;
+mod weights;
 
 use std::ops::Range;
 
@@ -14,11 +16,14 @@ use crate::comm::Comm;
 use crate::config::Config;
 use crate::data::{Corpus, Sampler};
 use crate::grad::accumulate::Accumulator;
-use crate::grad::layout::Layout;
+use crate::grad::layout::{Capacity, Layout};
 use crate::launch::{Failure, together};
 use crate::model::{self, Initial, Model};
 use crate::optim::Optimizer;
-use crate::strategy::{self, Setting, Strategy};
+use crate::reduce::{Reducer, Tools};
+use crate::strategy::{self, Ownership, Setting};
+use crate::torch::GradientHooks;
+use crate::trace::Trace;
 
 /// Bytes in the MiB of `parallel.bucket_mb`.
 const MIB: f64 = 1048576.0;
@@ -30,18 +35,26 @@ pub struct Session<'a> {
     pub sampler: Sampler,
     pub model: Box<dyn Model>,
     pub layout: Layout,
-    pub strategy: Box<dyn Strategy>,
+    pub ownership: Ownership,
     pub accumulator: Accumulator,
+    pub reducer: Reducer<'a>,
     pub optimizer: Optimizer,
     pub parameters: Parameters,
+    /// On the parameters' leaves.
+    pub hooks: GradientHooks,
+    pub trace: Trace,
+    /// Whether the ranks exchange nothing while they train.
+    pub isolated: bool,
     /// This rank's micro-batches.
     pub micro_batches: Range<usize>,
     initial: Vec<Initial>,
 }
 
 impl<'a> Session<'a> {
-    /// Builds everything but the parameters' values; all ranks call it.
-    pub fn build(config: &'a Config, comm: &'a dyn Comm) -> Result<Self, Failure> {
+    /// Builds everything but the parameters' values; all ranks call it. Ranks that are `isolated` exchange nothing while
+    /// they train: see [`strategy::build`].
+    pub fn build(config: &'a Config, comm: &'a dyn Comm, isolated: bool) -> Result<Self, Failure> {
+        let trace = Trace::default();
         let corpus = load_corpus(config, comm)?;
         let batch = &config.batch;
         let info = corpus.info();
@@ -50,7 +63,8 @@ impl<'a> Session<'a> {
                 .map_err(|error| Failure::shared(exit::USAGE, error))?;
         let model = model::build(&config.model, info.vocabulary as usize);
         let (specs, initial): (Vec<_>, Vec<_>) = model.parameters().into_iter().unzip();
-        let layout = Layout::plan(specs, (config.parallel.bucket_mb * MIB) as usize);
+        let ready = probe::ready_order(config, comm, &corpus, &*model, &specs)?;
+        let layout = Layout::plan(specs, &ready, capacity(&config.parallel));
         let setting = Setting {
             layout: &layout,
             micro_batches: batch.micro_batches,
@@ -58,20 +72,38 @@ impl<'a> Session<'a> {
             rank: comm.rank(),
             world_size: comm.size(),
         };
-        let strategy = strategy::build(config.parallel.strategy, &setting);
-        let optimizer = Optimizer::new(&config.optim, &layout, strategy::owned(&*strategy, comm.rank()));
+        let kind = config.parallel.strategy;
+        let ownership = strategy::ownership(kind, &setting);
+        let optimizer = Optimizer::new(&config.optim, &layout, ownership.owned(comm.rank()));
+        let tools = Tools {
+            strategy: strategy::build(kind, &setting, &ownership, isolated),
+            shards: ownership.shards().iter().map(|shards| shards[comm.rank()].clone()).collect(),
+            threads: i32::try_from(config.run.threads_per_rank).unwrap_or(i32::MAX),
+            trace: trace.clone(),
+        };
+        let reducer = Reducer::new(comm, tools, config.parallel.overlap)?;
+        if config.parallel.overlap && comm.size() > 1 && !reducer.overlaps() {
+            tracing::warn!(
+                "MPI gives no thread level that parallel.overlap needs: communication follows backward"
+            );
+        }
+        let parameters = Parameters::new(&layout);
         Ok(Self {
             config,
             comm,
             sampler,
             accumulator: Accumulator::new(setting.accumulation(), &layout),
             micro_batches: setting.micro_batches(),
-            parameters: Parameters::new(&layout),
+            hooks: GradientHooks::install(parameters.leaves())?,
+            parameters,
             corpus,
             model,
             layout,
-            strategy,
+            ownership,
+            reducer,
+            isolated,
             optimizer,
+            trace,
             initial,
         })
     }
@@ -155,6 +187,13 @@ impl<'a> Session<'a> {
         let tensors = self.layout.parameters.iter().map(tensor).collect();
         ModelInfo { parameters: self.layout.elements() as u64, tensors }
     }
+}
+
+/// The configuration's bucket sizes.
+fn capacity(parallel: &crate::config::schema::Parallel) -> Capacity {
+    let bytes = |mib: f64| (mib * MIB) as usize;
+    let bucket = bytes(parallel.bucket_mb);
+    Capacity { bucket, edge: bytes(parallel.edge_bucket_mb).min(bucket) }
 }
 
 /// Rank 0 first, so that a tokenizer is learned once and the others find it.

@@ -36,10 +36,6 @@ impl Parameters {
         &self.leaves
     }
 
-    pub fn leaves_mut(&mut self) -> &mut [Tensor] {
-        &mut self.leaves
-    }
-
     pub fn buffers(&self) -> &[Flat] {
         &self.buffers
     }

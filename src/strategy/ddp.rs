@@ -5,8 +5,8 @@ use std::ops::Range;
 use super::{Setting, Strategy};
 use crate::comm::{Comm, CommError};
 use crate::config::schema::Reduction;
-use crate::grad::accumulate::Accumulator;
-use crate::grad::exchange::Exchange;
+use crate::grad::accumulate::PartialSums;
+use crate::grad::exchange::{Exchange, all_gather};
 use crate::grad::flat::Flat;
 
 pub struct Ddp {
@@ -16,45 +16,26 @@ pub struct Ddp {
 }
 
 impl Ddp {
-    pub fn new(setting: &Setting) -> Self {
-        Self {
-            shards: setting.layout.shards(setting.world_size),
-            reduction: setting.reduction,
-            exchange: Exchange::new(setting.micro_batches, setting.rank, setting.world_size),
-        }
-    }
-
-    /// Reduce-scatter along the tree, then all-gather: as much traffic as a ring all-reduce.
-    fn reduce_ordered(&mut self, comm: &dyn Comm, gradients: &mut Accumulator) -> Result<(), CommError> {
-        for (bucket, shards) in self.shards.iter().enumerate() {
-            let counts: Vec<usize> = shards.iter().map(Range::len).collect();
-            let shard = self.exchange.reduce_scatter(comm, gradients, bucket, shards)?;
-            comm.all_gather(shard, gradients.gradient_mut()[bucket].as_mut_slice(), &counts)?;
-        }
-        Ok(())
+    pub fn new(setting: &Setting, shards: Vec<Vec<Range<usize>>>) -> Self {
+        let exchange = Exchange::new(setting.micro_batches, setting.rank, setting.world_size);
+        Self { shards, reduction: setting.reduction, exchange }
     }
 }
 
 impl Strategy for Ddp {
-    fn shards(&self) -> &[Vec<Range<usize>>] {
-        &self.shards
-    }
-
-    fn is_sharded(&self) -> bool {
-        false
-    }
-
-    fn reduce(&mut self, comm: &dyn Comm, gradients: &mut Accumulator) -> Result<(), CommError> {
+    /// Ordered: reduce-scatter along the tree, then all-gather; as much traffic as a ring all-reduce.
+    fn reduce(&mut self, comm: &dyn Comm, bucket: usize, sums: &mut PartialSums) -> Result<(), CommError> {
         match self.reduction {
-            Reduction::Ordered => self.reduce_ordered(comm, gradients),
-            Reduction::Native => gradients
-                .gradient_mut()
-                .iter_mut()
-                .try_for_each(|flat| comm.all_reduce_native(flat.as_mut_slice())),
+            Reduction::Native => comm.all_reduce_native(sums.gradient_mut().as_mut_slice()),
+            Reduction::Ordered => {
+                let shards = &self.shards[bucket];
+                self.exchange.reduce_scatter(comm, sums, shards)?;
+                all_gather(comm, sums.gradient_mut().as_mut_slice(), shards)
+            }
         }
     }
 
-    fn publish(&mut self, _: &dyn Comm, _: &mut [Flat]) -> Result<(), CommError> {
+    fn publish(&mut self, _: &dyn Comm, _: usize, _: &mut Flat) -> Result<(), CommError> {
         Ok(())
     }
 }

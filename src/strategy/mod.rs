@@ -2,18 +2,21 @@
 //! differ in who holds which part of the gradient, the optimizer's state and the parameters when.
 
 mod ddp;
-mod single;
+mod local;
+mod ownership;
 mod zero1;
 
 use std::ops::Range;
 
+pub use ownership::Ownership;
+
 use ddp::Ddp;
-use single::Single;
+use local::Local;
 use zero1::Zero1;
 
 use crate::comm::{Comm, CommError};
 use crate::config::schema::{Reduction, StrategyKind};
-use crate::grad::accumulate::Accumulator;
+use crate::grad::accumulate::PartialSums;
 use crate::grad::flat::Flat;
 use crate::grad::layout::Layout;
 use crate::grad::norm;
@@ -21,28 +24,13 @@ use crate::grad::tree::Accumulation;
 use crate::mutate::{Mutation, active};
 use crate::partition::share;
 
-/// One way to divide an update.
-pub trait Strategy {
-    /// How the buckets are divided among the ranks: `shards[bucket][rank]`.
-    fn shards(&self) -> &[Vec<Range<usize>>];
+/// One way to divide an update: what is sent when. It works on one bucket at a time, on the communication thread.
+pub trait Strategy: Send {
+    /// Turns the ranks' partial sums of a bucket into the step's gradient, at least over the part that this rank owns.
+    fn reduce(&mut self, comm: &dyn Comm, bucket: usize, sums: &mut PartialSums) -> Result<(), CommError>;
 
-    /// Whether a rank holds the gradient and the optimizer's state of its shards only, or of everything.
-    fn is_sharded(&self) -> bool;
-
-    /// Turns the ranks' partial sums into the step's gradient, at least over this rank's [`owned`] part of each bucket.
-    fn reduce(&mut self, comm: &dyn Comm, gradients: &mut Accumulator) -> Result<(), CommError>;
-
-    /// Brings the updated parameters to every rank.
-    fn publish(&mut self, comm: &dyn Comm, parameters: &mut [Flat]) -> Result<(), CommError>;
-}
-
-/// The part of each bucket that a rank updates: its shard, or all of it.
-pub fn owned(strategy: &dyn Strategy, rank: usize) -> Vec<Range<usize>> {
-    let of_bucket = |shards: &Vec<Range<usize>>| match strategy.is_sharded() {
-        true => shards[rank].clone(),
-        false => 0..shards.last().map_or(0, |shard| shard.end),
-    };
-    strategy.shards().iter().map(of_bucket).collect()
+    /// Brings a bucket's updated parameters to every rank.
+    fn publish(&mut self, comm: &dyn Comm, bucket: usize, parameters: &mut Flat) -> Result<(), CommError>;
 }
 
 /// What strategies are made from.
@@ -69,27 +57,47 @@ impl Setting<'_> {
     }
 }
 
-/// The strategy that the configuration names.
-pub fn build(kind: StrategyKind, setting: &Setting) -> Box<dyn Strategy> {
+/// Who owns what under the strategy that the configuration names.
+pub fn ownership(kind: StrategyKind, setting: &Setting) -> Ownership {
+    let shards = match kind == StrategyKind::Zero1 && active(Mutation::ShardAlignment) {
+        false => setting.layout.shards(setting.world_size),
+        true => zero1::unaligned_shards(setting),
+    };
+    Ownership::new(shards, kind == StrategyKind::Zero1)
+}
+
+/// The strategy that the configuration names. One that is `isolated` exchanges nothing: what is left of a step's time
+/// is the most that communication could ever be hidden to, and its result is wrong.
+pub fn build(
+    kind: StrategyKind,
+    setting: &Setting,
+    ownership: &Ownership,
+    isolated: bool,
+) -> Box<dyn Strategy> {
+    let shards = ownership.shards().to_vec();
     match kind {
-        StrategyKind::Single => Box::new(Single::new(setting)),
-        StrategyKind::Ddp => Box::new(Ddp::new(setting)),
-        StrategyKind::Zero1 => Box::new(Zero1::new(setting)),
+        _ if isolated || setting.world_size == 1 => Box::new(Local),
+        StrategyKind::Single => Box::new(Local),
+        StrategyKind::Ddp => Box::new(Ddp::new(setting, shards)),
+        StrategyKind::Zero1 => Box::new(Zero1::new(setting, shards)),
     }
 }
 
-/// Sums of squares of every block of `buffers`, for every rank: each rank takes those of its shard.
-pub fn square_sums(
+/// Sums of squares of the blocks of this rank's shard of a bucket.
+pub fn square_sums(buffer: &Flat, shard: &Range<usize>) -> Vec<f64> {
+    match active(Mutation::NormByShard) {
+        false => norm::shard_square_sums(buffer.as_slice(), shard),
+        true => norm::single_precision_square_sum(buffer.as_slice(), shard),
+    }
+}
+
+/// Every bucket's sums of squares, for every rank: `mine[bucket]` are those of this rank's shard.
+pub fn gather_square_sums(
     comm: &dyn Comm,
-    shards: &[Vec<Range<usize>>],
-    buffers: &[Flat],
+    ownership: &Ownership,
+    mine: &[Vec<f64>],
 ) -> Result<Vec<Vec<f64>>, CommError> {
-    let of_shard = |flat: &Flat, shard: &Range<usize>| match active(Mutation::NormByShard) {
-        false => norm::shard_square_sums(flat.as_slice(), shard),
-        true => norm::single_precision_square_sum(flat.as_slice(), shard),
-    };
-    let mine = shards.iter().zip(buffers).flat_map(|(shards, flat)| of_shard(flat, &shards[comm.rank()]));
-    let bytes: Vec<u8> = mine.flat_map(f64::to_le_bytes).collect();
+    let bytes: Vec<u8> = mine.iter().flatten().copied().flat_map(f64::to_le_bytes).collect();
     let messages = comm.all_gather_bytes(&bytes)?;
     let mut values: Vec<_> = messages
         .iter()
@@ -103,5 +111,5 @@ pub fn square_sums(
             .flat_map(|(shard, values)| values.by_ref().take(blocks(shard)))
             .collect()
     };
-    Ok(shards.iter().map(of_bucket).collect())
+    Ok(ownership.shards().iter().map(of_bucket).collect())
 }

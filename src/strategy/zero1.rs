@@ -6,10 +6,10 @@ use std::ops::Range;
 use super::{Setting, Strategy};
 use crate::comm::{Comm, CommError};
 use crate::config::schema::Reduction;
-use crate::grad::accumulate::Accumulator;
-use crate::grad::exchange::Exchange;
+use crate::grad::accumulate::PartialSums;
+use crate::grad::exchange::{Exchange, all_gather};
 use crate::grad::flat::Flat;
-use crate::mutate::{Mutation, active};
+use crate::partition::share;
 
 pub struct Zero1 {
     rank: usize,
@@ -20,11 +20,7 @@ pub struct Zero1 {
 }
 
 impl Zero1 {
-    pub fn new(setting: &Setting) -> Self {
-        let shards = match active(Mutation::ShardAlignment) {
-            false => setting.layout.shards(setting.world_size),
-            true => unaligned_shards(setting),
-        };
+    pub fn new(setting: &Setting, shards: Vec<Vec<Range<usize>>>) -> Self {
         Self {
             rank: setting.rank,
             shards,
@@ -36,11 +32,11 @@ impl Zero1 {
 }
 
 /// The planted bug: an even split of the elements, which cuts blocks and vectors.
-fn unaligned_shards(setting: &Setting) -> Vec<Vec<Range<usize>>> {
+pub fn unaligned_shards(setting: &Setting) -> Vec<Vec<Range<usize>>> {
     // An odd offset, so that no boundary of a vector is hit by chance.
     let odd = |at: usize, elements: usize| if at == 0 || at == elements { at } else { at + 7 };
     let shard = |elements: usize, rank| {
-        let even = crate::partition::share(elements, setting.world_size, rank);
+        let even = share(elements, setting.world_size, rank);
         odd(even.start, elements)..odd(even.end, elements)
     };
     let of_bucket = |elements| (0..setting.world_size).map(|rank| shard(elements, rank)).collect();
@@ -48,44 +44,20 @@ fn unaligned_shards(setting: &Setting) -> Vec<Vec<Range<usize>>> {
 }
 
 impl Strategy for Zero1 {
-    fn shards(&self) -> &[Vec<Range<usize>>] {
-        &self.shards
-    }
-
-    fn is_sharded(&self) -> bool {
-        true
-    }
-
-    fn reduce(&mut self, comm: &dyn Comm, gradients: &mut Accumulator) -> Result<(), CommError> {
-        for (bucket, shards) in self.shards.iter().enumerate() {
-            let mine = shards[self.rank].clone();
-            match self.reduction {
-                Reduction::Ordered => {
-                    let shard = self.exchange.reduce_scatter(comm, gradients, bucket, shards)?;
-                    gradients.gradient_mut()[bucket].as_mut_slice()[mine].copy_from_slice(shard);
-                }
-                Reduction::Native => {
-                    let counts: Vec<usize> = shards.iter().map(Range::len).collect();
-                    self.scratch.resize(mine.len(), 0.0);
-                    comm.reduce_scatter_native(
-                        gradients.gradient()[bucket].as_slice(),
-                        &mut self.scratch,
-                        &counts,
-                    )?;
-                    gradients.gradient_mut()[bucket].as_mut_slice()[mine].copy_from_slice(&self.scratch);
-                }
-            }
+    fn reduce(&mut self, comm: &dyn Comm, bucket: usize, sums: &mut PartialSums) -> Result<(), CommError> {
+        let shards = &self.shards[bucket];
+        if self.reduction == Reduction::Ordered {
+            return self.exchange.reduce_scatter(comm, sums, shards);
         }
+        let mine = shards[self.rank].clone();
+        let counts: Vec<usize> = shards.iter().map(Range::len).collect();
+        self.scratch.resize(mine.len(), 0.0);
+        comm.reduce_scatter_native(sums.gradient().as_slice(), &mut self.scratch, &counts)?;
+        sums.gradient_mut().as_mut_slice()[mine].copy_from_slice(&self.scratch);
         Ok(())
     }
 
-    fn publish(&mut self, comm: &dyn Comm, parameters: &mut [Flat]) -> Result<(), CommError> {
-        for (flat, shards) in parameters.iter_mut().zip(&self.shards) {
-            let counts: Vec<usize> = shards.iter().map(Range::len).collect();
-            self.scratch.clear();
-            self.scratch.extend_from_slice(&flat.as_slice()[shards[self.rank].clone()]);
-            comm.all_gather(&self.scratch, flat.as_mut_slice(), &counts)?;
-        }
-        Ok(())
+    fn publish(&mut self, comm: &dyn Comm, bucket: usize, parameters: &mut Flat) -> Result<(), CommError> {
+        all_gather(comm, parameters.as_mut_slice(), &self.shards[bucket])
     }
 }

@@ -1,13 +1,25 @@
 //! The few parts of libtorch that tch does not wrap, behind safe functions.
 
-use std::ffi::{CStr, c_char};
+mod hooks;
+
+pub use hooks::GradientHooks;
+
+use std::ffi::{CStr, c_char, c_void};
 
 use tch::Tensor;
 use torch_sys::C_tensor;
 
 unsafe extern "C" {
     fn lockstep_torch_error() -> *const c_char;
-    fn lockstep_take_grad(leaf: *mut C_tensor, gradient: *mut *mut C_tensor) -> bool;
+    fn lockstep_set_hook(
+        leaf: *mut C_tensor,
+        index: usize,
+        ready: extern "C" fn(*mut c_void, usize, *mut C_tensor),
+        context: *mut c_void,
+    ) -> bool;
+    fn lockstep_remove_hook(leaf: *mut C_tensor) -> bool;
+    #[cfg(test)]
+    fn lockstep_live_hooks() -> i64;
     fn lockstep_fused_adamw(
         parameter: *mut C_tensor,
         gradient: *mut C_tensor,
@@ -52,17 +64,6 @@ fn check(succeeded: bool) -> Result<(), TorchError> {
 unsafe fn text(pointer: *const c_char) -> String {
     // SAFETY: as the caller promises.
     unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
-}
-
-/// Moves the gradient out of a leaf tensor: the next backward pass then stores its gradient as it is, instead of
-/// adding it to this one. None if backward never reached the leaf.
-pub fn take_grad(leaf: &mut Tensor) -> Result<Option<Tensor>, TorchError> {
-    let mut gradient = std::ptr::null_mut();
-    // SAFETY: both pointers are valid; the shim hands over the ownership of what it returns.
-    unsafe {
-        check(lockstep_take_grad(leaf.as_mut_ptr(), &mut gradient))?;
-        Ok((!gradient.is_null()).then(|| Tensor::from_ptr(gradient)))
-    }
 }
 
 /// The constants of AdamW (Loshchilov and Hutter 2019) for one update.

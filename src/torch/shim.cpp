@@ -6,8 +6,11 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
 #include <torch/version.h>
 
+#include <atomic>
 #include <string>
 #include <vector>
 
@@ -26,21 +29,50 @@ bool guarded(Body body) {
   }
   return false;
 }
+// Called with the index of a leaf and its gradient, which the callee then owns. It must not unwind.
+using GradientReady = void (*)(void* context, size_t leaf, at::Tensor* gradient);
+
+std::atomic<int64_t> live_hooks{0};
+
+// Runs when autograd has stored a leaf's gradient, on the thread that called backward (for the CPU), and takes it away.
+struct TakeGradient final : torch::autograd::PostAccumulateGradHook {
+  TakeGradient(GradientReady ready, void* context, size_t leaf) : ready_(ready), context_(context), leaf_(leaf) {
+    ++live_hooks;
+  }
+  ~TakeGradient() override { --live_hooks; }
+
+  void operator()(const torch::autograd::Variable& variable) override {
+    at::Tensor& slot = variable.mutable_grad();
+    if (!slot.defined()) return;
+    auto* gradient = new at::Tensor(std::move(slot));
+    slot.reset();
+    ready_(context_, leaf_, gradient);
+  }
+
+ private:
+  GradientReady ready_;
+  void* context_;
+  size_t leaf_;
+};
 }  // namespace
 
 extern "C" {
 
 const char* lockstep_torch_error() { return last_error.c_str(); }
 
-// Moves the gradient out of a leaf, so that the next backward pass stores a new one instead of adding to it.
-// `*gradient` is null if there is none; otherwise the caller owns it.
-bool lockstep_take_grad(at::Tensor* leaf, at::Tensor** gradient) {
+// Calls `ready` for each gradient of a leaf, until the hook is removed. A leaf has one such hook.
+bool lockstep_set_hook(at::Tensor* leaf, size_t index, GradientReady ready, void* context) {
   return guarded([&] {
-    at::Tensor& slot = leaf->mutable_grad();
-    *gradient = slot.defined() ? new at::Tensor(std::move(slot)) : nullptr;
-    slot.reset();
+    torch::autograd::impl::set_post_acc_grad_hooks(*leaf, std::make_unique<TakeGradient>(ready, context, index));
   });
 }
+
+bool lockstep_remove_hook(at::Tensor* leaf) {
+  return guarded([&] { torch::autograd::impl::set_post_acc_grad_hooks(*leaf, nullptr); });
+}
+
+// Hooks that exist in this process, to see that none leaks.
+int64_t lockstep_live_hooks() { return live_hooks.load(); }
 
 // torch.optim.AdamW(fused=True) on one tensor. `step` is the number of this update, from 1.
 bool lockstep_fused_adamw(at::Tensor* parameter, at::Tensor* gradient, at::Tensor* exp_avg, at::Tensor* exp_avg_sq,

@@ -36,7 +36,8 @@ pub fn checkpoint_due(config: &Config, step: u64) -> bool {
 pub fn save_checkpoint(session: &mut Session, run: &RunDir, step: u64) -> Result<(), Failure> {
     let state = session.state(step);
     let (comm, settings) = (session.comm, &session.config.checkpoint);
-    let shards = session.strategy.shards().to_vec();
+    session.reducer.arrive_all()?;
+    let shards = session.ownership.shards().to_vec();
     checkpoint::save(comm, run, &session.tensors(), &shards, &state, settings)?;
     tracing::info!(step, "checkpoint saved");
     Ok(())

@@ -4,7 +4,7 @@ use lockstep_record::{DigestLine, Phase, Real, StepLine};
 use serde::{Deserialize, Serialize};
 
 use super::step::Local;
-use super::stopwatch::{Part, Stopwatch};
+use super::stopwatch::Stopwatch;
 use crate::config::Config;
 use crate::grad::flat::Flat;
 use crate::grad::norm;
@@ -13,7 +13,7 @@ use crate::launch::Failure;
 use crate::metrics::{local_gradients, replicas, resident_bytes, shards};
 use crate::partition::share;
 use crate::session::Session;
-use crate::strategy::{owned, square_sums};
+use crate::strategy::{gather_square_sums, square_sums};
 
 /// Whether digests of this step are recorded: at the interval, the first and the last step.
 pub fn digests_due(config: &Config, step: u64, last: u64) -> bool {
@@ -26,7 +26,8 @@ pub fn initial_digests(session: &Session) -> Result<Vec<DigestLine>, Failure> {
     if session.config.record.digests_every == 0 {
         return Ok(Vec::new());
     }
-    Ok(replicas(session.comm, &session.layout, (0, Phase::Parameters), "", session.parameters.buffers())?)
+    let parameters = |bucket: usize| &session.parameters.buffers()[bucket];
+    Ok(replicas(session.comm, &session.layout, (0, Phase::Parameters), "", &parameters)?)
 }
 
 /// Digests of each micro-batch's gradient and of their sum, before clipping.
@@ -45,8 +46,8 @@ pub fn gradient_digests(
         let first = |rank| share(session.config.batch.micro_batches, comm.size(), rank).start;
         lines.extend(local_gradients(comm, layout, step, &local.gradients, &first)?);
     }
-    let gradient = session.accumulator.gradient();
-    lines.extend(digests(session, (step, Phase::ReducedGradient), "", gradient, &|_| 0)?);
+    let gradient = |bucket| session.accumulator.gradient(bucket);
+    lines.extend(digests(session, (step, Phase::ReducedGradient), "", &gradient, &|_| 0)?);
     Ok(lines)
 }
 
@@ -55,35 +56,37 @@ pub fn state_digests(session: &Session, step: u64, due: bool) -> Result<Vec<Dige
     if !due {
         return Ok(Vec::new());
     }
+    session.reducer.arrive_all()?;
     let mut lines = Vec::new();
-    let mine = owned(&*session.strategy, session.comm.rank());
+    let mine = session.ownership.owned(session.comm.rank());
     for (kind, name) in session.optimizer.state_names().iter().enumerate() {
         let (state, prefix) = (session.optimizer.state(kind), format!("{name}/"));
-        lines.extend(digests(session, (step, Phase::Optimizer), &prefix, state, &|bucket| {
+        let state = |bucket: usize| &state[bucket];
+        lines.extend(digests(session, (step, Phase::Optimizer), &prefix, &state, &|bucket| {
             mine[bucket].start
         })?);
     }
-    let parameters = session.parameters.buffers();
-    lines.extend(replicas(session.comm, &session.layout, (step, Phase::Parameters), "", parameters)?);
+    let parameters = |bucket: usize| &session.parameters.buffers()[bucket];
+    lines.extend(replicas(session.comm, &session.layout, (step, Phase::Parameters), "", &parameters)?);
     Ok(lines)
 }
 
 /// Of buffers that start at `start(bucket)`: each rank's copy, or their shards together.
-fn digests(
-    session: &Session,
+fn digests<'b>(
+    session: &'b Session,
     at: (u64, Phase),
     prefix: &str,
-    buffers: &[Flat],
+    buffer: &dyn Fn(usize) -> &'b Flat,
     start: &dyn Fn(usize) -> usize,
 ) -> Result<Vec<DigestLine>, Failure> {
-    let (comm, layout, strategy) = (session.comm, &session.layout, &*session.strategy);
-    if !strategy.is_sharded() {
-        return Ok(replicas(comm, layout, at, prefix, buffers)?);
+    let (comm, layout, ownership) = (session.comm, &session.layout, &session.ownership);
+    if !ownership.is_sharded() {
+        return Ok(replicas(comm, layout, at, prefix, buffer)?);
     }
     let elements = |bucket: usize, range: std::ops::Range<usize>| {
-        buffers[bucket].as_slice()[range.start - start(bucket)..range.end - start(bucket)].to_vec()
+        buffer(bucket).as_slice()[range.start - start(bucket)..range.end - start(bucket)].to_vec()
     };
-    Ok(shards(comm, layout, at, prefix, &|rank| owned(strategy, rank), &elements)?)
+    Ok(shards(comm, layout, at, prefix, &|rank| ownership.owned(rank), &elements)?)
 }
 
 /// What each rank tells the others at the end of a step.
@@ -144,10 +147,14 @@ pub struct Measured {
 impl Measured {
     /// The step's line; closes the stopwatch. All ranks call it.
     pub fn line(&self, session: &Session, seen: &Seen, watch: &mut Stopwatch) -> Result<StepLine, Failure> {
-        let sums = square_sums(session.comm, session.strategy.shards(), session.parameters.buffers())?;
+        let rank = session.comm.rank();
+        let shards = session.ownership.shards().iter().map(|shards| &shards[rank]);
+        let own =
+            session.parameters.buffers().iter().zip(shards).map(|(flat, shard)| square_sums(flat, shard));
+        let sums = gather_square_sums(session.comm, &session.ownership, &own.collect::<Vec<_>>())?;
         let (_, parameter_norm) = norm::norms(&session.layout, &sums);
-        watch.lap(Part::Record);
-        let (seconds, tokens) = (watch.seconds(), session.tokens());
+        watch.stop();
+        let (seconds, tokens) = (watch.seconds(session.reducer.take_seconds()), session.tokens());
         Ok(StepLine {
             step: self.step,
             epoch: self.epoch,

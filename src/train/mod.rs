@@ -17,9 +17,10 @@ use crate::launch::{Failure, StopRequest};
 use crate::metrics::{Progress, Recorder};
 use crate::optim::learning_rate;
 use crate::session::Session;
-use crate::strategy::square_sums;
+use crate::strategy::gather_square_sums;
+use crate::trace::{About, Category};
 use measure::Measured;
-use stopwatch::{Part, Stopwatch};
+use stopwatch::Stopwatch;
 
 /// Which steps to do, and who may ask to stop earlier.
 pub struct Course {
@@ -56,31 +57,30 @@ pub fn run(
     let last = course.last;
     let mut progress = Progress::new(session.comm.rank(), session.config.schedule.steps, course.from_step);
     for step in course.from_step + 1..=last {
-        let mut watch = Stopwatch::start();
+        let mut watch = Stopwatch::start(&session.trace, step);
         let samples = session.sampler.step(step);
         let digests_due = measure::digests_due(session.config, step, last);
 
         let local = step::forward_backward(session, step, &samples, digests_due, &mut watch)?;
 
-        session.strategy.reduce(session.comm, &mut session.accumulator)?;
-        let sums = square_sums(session.comm, session.strategy.shards(), session.accumulator.gradient())?;
+        watch.enter(Category::Wait, About::default());
+        let sums = session.reducer.finish(&mut session.accumulator)?;
+        let sums = gather_square_sums(session.comm, &session.ownership, &sums)?;
         let (norms, gradient_norm) = norm::norms(&session.layout, &sums);
         step::refuse_non_finite(session, step, &norms)?;
-        watch.lap(Part::Communication);
 
+        watch.enter(Category::Record, About::default());
         let mut lines = measure::gradient_digests(session, step, &local, digests_due)?;
-        watch.lap(Part::Record);
 
+        watch.enter(Category::Optimizer, About::default());
         let rate = learning_rate(&session.config.schedule, session.config.optim.lr, step);
         let clip = norm::clip_coefficient(gradient_norm, session.config.optim.clip_norm);
         step::update(session, step, rate, clip)?;
-        watch.lap(Part::Optimizer);
-        session.strategy.publish(session.comm, session.parameters.buffers_mut())?;
-        watch.lap(Part::Communication);
-        step::plant_parameter(session, step);
+        step::plant_parameter(session, step)?;
 
+        watch.enter(Category::Forward, About::default());
         let validation_loss = evaluate::if_due(session, step, last)?;
-        watch.lap(Part::Forward);
+        watch.enter(Category::Record, About::default());
         lines.extend(measure::state_digests(session, step, digests_due)?);
         let seen = measure::gather(session, &local, course.stop_request.is_set())?;
         let measured = Measured { step, epoch: samples.epoch, gradient_norm, clip, rate, validation_loss };
@@ -93,9 +93,11 @@ pub fn run(
 
         let ending = finish::ending(session.config, step, last, seen.stop);
         if ending.is_some() || finish::checkpoint_due(session.config, step) {
+            let _span = session.trace.training(Category::Record, About::default());
             save_checkpoint(session, run, step)?;
         }
         if let Some(outcome) = ending {
+            session.trace.close();
             progress.finish();
             return Ok(Ending { step, outcome });
         }

@@ -1,16 +1,17 @@
 //! The parts of one step that compute.
 
 use lockstep_record::exit;
+use tch::Tensor;
 
-use super::stopwatch::{Part, Stopwatch};
+use super::stopwatch::Stopwatch;
 use crate::data::{Split, StepSamples};
-use crate::grad::norm;
+use crate::grad::{flat, norm};
 use crate::launch::Failure;
 use crate::metrics::Fingerprint;
 use crate::model::Dropout;
 use crate::mutate::{Mutation, active};
 use crate::session::Session;
-use crate::strategy::owned;
+use crate::trace::{About, Category};
 
 /// What this rank's micro-batches yielded, in micro-batch order.
 pub struct Local {
@@ -22,7 +23,8 @@ pub struct Local {
     pub gradients: Vec<Vec<Fingerprint>>,
 }
 
-/// Runs this rank's micro-batches; their gradients end up in the accumulator.
+/// Runs this rank's micro-batches. Their gradients are added up as they become ready; in the last micro-batch each
+/// bucket that is complete starts to be reduced.
 pub fn forward_backward(
     session: &mut Session,
     step: u64,
@@ -34,9 +36,9 @@ pub fn forward_backward(
     let record = digests_due && session.config.record.local_gradients;
     let tokens = session.tokens() as f64;
     for (position, micro_batch) in session.micro_batches.clone().enumerate() {
+        watch.enter(Category::Data, About::micro_batch(micro_batch));
         let ids = planted_samples(session, micro_batch, &samples.micro_batches[micro_batch]);
         let batch = session.micro_batch(Split::Train, &ids)?;
-        watch.lap(Part::Data);
         let dropout = Dropout {
             probability: session.config.model.dropout,
             seed: session.config.run.seed,
@@ -44,29 +46,49 @@ pub fn forward_backward(
             micro_batch,
             rank: session.comm.rank(),
         };
-        let loss =
-            session.model.loss(session.parameters.leaves(), &batch, Some(&dropout))?.f_div_scalar(tokens)?;
+        watch.enter(Category::Forward, About::micro_batch(micro_batch));
+        let loss = session.model.loss(&session.weights(), &batch, Some(&dropout))?.f_div_scalar(tokens)?;
         local.losses.push(loss.f_double_value(&[])?);
-        watch.lap(Part::Forward);
-        loss.f_backward()?;
-        let mut prints = Vec::new();
-        let seen = |_: usize, gradient: &[f32]| {
-            if record {
-                prints.push(Fingerprint::of(gradient));
-            }
-        };
-        session.accumulator.take(
-            &session.layout,
-            session.parameters.leaves_mut(),
-            position,
-            micro_batch,
-            seen,
-        )?;
-        watch.lap(Part::Backward);
+        watch.enter(Category::Backward, About::micro_batch(micro_batch));
+        local.gradients.push(backward(session, &loss, position, record)?);
+        refuse_unused(session, step, micro_batch)?;
         local.samples.push(ids);
-        local.gradients.push(prints);
     }
+    watch.stop();
     Ok(local)
+}
+
+/// The backward pass of this rank's `position`-th micro-batch. Returns each gradient's fingerprint, if they are recorded.
+fn backward(
+    session: &mut Session,
+    loss: &Tensor,
+    position: usize,
+    record: bool,
+) -> Result<Vec<Fingerprint>, Failure> {
+    let Session { hooks, accumulator, reducer, layout, .. } = session;
+    let mut prints = vec![None; if record { layout.parameters.len() } else { 0 }];
+    accumulator.begin(layout, position);
+    hooks.backward(loss, &mut |index, gradient| {
+        let gradient = gradient.contiguous();
+        let gradient = flat::elements(&gradient);
+        if let Some(print) = prints.get_mut(index) {
+            *print = Some(Fingerprint::of(gradient));
+        }
+        if accumulator.add(layout, index, gradient) && accumulator.is_last() {
+            reducer.complete(layout.slots[index].bucket, accumulator);
+        }
+    })?;
+    Ok(prints.into_iter().flatten().collect())
+}
+
+/// Every parameter must have had a part in the loss.
+fn refuse_unused(session: &Session, step: u64, micro_batch: usize) -> Result<(), Failure> {
+    let Some(index) = session.accumulator.missing().next() else { return Ok(()) };
+    let message = format!(
+        "step {step}: parameter {} got no gradient from micro-batch {micro_batch}: the loss does not depend on it",
+        session.layout.parameters[index].name
+    );
+    Err(Failure::alone(exit::INTERNAL, message))
 }
 
 /// Stops all ranks before a gradient that is not finite reaches the parameters.
@@ -80,14 +102,17 @@ pub fn refuse_non_finite(session: &Session, step: u64, norms: &[f64]) -> Result<
     Err(Failure::shared(exit::INTERNAL, message))
 }
 
-/// Clips the owned part of the gradient and updates the owned part of the parameters.
+/// Clips the owned part of the gradient and updates the owned part of the parameters, bucket by bucket; each is
+/// published as soon as it is updated. The last buckets come first: they hold what the next forward pass needs first.
 pub fn update(session: &mut Session, step: u64, rate: f64, clip: f32) -> Result<(), Failure> {
-    let owned = owned(&*session.strategy, session.comm.rank());
-    for (flat, range) in session.accumulator.gradient_mut().iter_mut().zip(&owned) {
-        norm::scale(flat.as_mut_slice(), range, clip);
+    for bucket in (0..session.layout.buckets.len()).rev() {
+        let owned = session.optimizer.owned()[bucket].clone();
+        let gradient = session.accumulator.gradient_mut(bucket);
+        norm::scale(gradient.as_mut_slice(), &owned, clip);
+        let parameters = &mut session.parameters.buffers_mut()[bucket];
+        session.optimizer.update(bucket, parameters, gradient, step, rate)?;
+        session.reducer.publish(bucket, parameters)?;
     }
-    let parameters = session.parameters.buffers_mut();
-    session.optimizer.update(parameters, session.accumulator.gradient(), step, rate)?;
     Ok(())
 }
 
@@ -106,10 +131,12 @@ fn planted_samples(session: &Session, micro_batch: usize, ids: &[u64]) -> Vec<u6
 }
 
 /// The planted bug: one element of one rank's copy moves by one unit in the last place after step 2.
-pub fn plant_parameter(session: &mut Session, step: u64) {
+pub fn plant_parameter(session: &mut Session, step: u64) -> Result<(), Failure> {
     if active(Mutation::OneRanksParameter) && struck(session) && step == 2 {
+        session.reducer.arrive_all()?;
         let slot = session.layout.slots[0].clone();
         let value = &mut session.parameters.buffers_mut()[slot.bucket].as_mut_slice()[slot.offset];
         *value = f32::from_bits(value.to_bits() ^ 1);
     }
+    Ok(())
 }

@@ -1,0 +1,151 @@
+//! From complete buckets to the step's gradient, while autograd still computes the next ones.
+//!
+//! A bucket whose last gradient is in moves to the communication thread, which reduces one bucket after the other in
+//! the order of the layout: the same order on every rank, whatever the timing. The training thread collects them at
+//! one point, before the optimizer. Where only one thread may communicate, or `parallel.overlap` is off, the same
+//! work is done at that point instead: the bits cannot tell.
+
+mod worker;
+
+use std::cell::RefCell;
+
+use crate::comm::{Comm, CommError};
+use crate::grad::accumulate::{Accumulator, PartialSums};
+use crate::grad::flat::Flat;
+use worker::{Desk, Done, Job, Worker};
+
+pub use worker::Tools;
+
+/// Reduces buckets and publishes parameters.
+pub struct Reducer<'a> {
+    way: Way<'a>,
+    /// Complete buckets whose turn has not come, and how many have gone.
+    complete: Vec<bool>,
+    gone: usize,
+    state: RefCell<State>,
+}
+
+/// Who does the work.
+enum Way<'a> {
+    /// The training thread, when it comes to wait.
+    Inline(&'a dyn Comm, RefCell<Desk>),
+    /// The communication thread.
+    Thread(Worker),
+}
+
+/// What has come back.
+#[derive(Default)]
+struct State {
+    reduced: Vec<Option<(PartialSums, Vec<f64>)>>,
+    /// Buckets whose parameters are under way.
+    publishing: Vec<bool>,
+    /// Seconds that went into communication, on whichever thread.
+    seconds: f64,
+}
+
+impl<'a> Reducer<'a> {
+    /// `comm` is the training thread's; with `overlap` a second one is made for the communication thread, if it can
+    /// be. All ranks call it.
+    pub fn new(comm: &'a dyn Comm, tools: Tools, overlap: bool) -> Result<Self, CommError> {
+        let buckets = tools.buckets();
+        let other = if overlap { comm.for_another_thread()? } else { None };
+        let way = match other {
+            Some(other) => Way::Thread(Worker::start(other, Desk::new(tools))?),
+            None => Way::Inline(comm, RefCell::new(Desk::new(tools))),
+        };
+        let state = State { publishing: vec![false; buckets], ..State::default() };
+        Ok(Self { way, complete: vec![false; buckets], gone: 0, state: RefCell::new(state) })
+    }
+
+    /// Whether a thread of its own communicates.
+    pub fn overlaps(&self) -> bool {
+        matches!(self.way, Way::Thread(_))
+    }
+
+    /// A bucket has all gradients of this rank's last micro-batch. It goes, and those that waited for it, when all
+    /// earlier ones have gone.
+    pub fn complete(&mut self, bucket: usize, accumulator: &mut Accumulator) {
+        self.complete[bucket] = true;
+        while self.complete.get(self.gone) == Some(&true) {
+            if let Way::Thread(worker) = &self.way {
+                worker.send(Job::Reduce { bucket: self.gone, sums: accumulator.take(self.gone) });
+            }
+            self.gone += 1;
+        }
+    }
+
+    /// Waits until every bucket holds the step's gradient, at least over the owned part. Returns each bucket's sums of
+    /// squares over this rank's shard.
+    ///
+    /// # Panics
+    /// If a bucket is not complete.
+    pub fn finish(&mut self, accumulator: &mut Accumulator) -> Result<Vec<Vec<f64>>, CommError> {
+        let buckets = self.complete.len();
+        assert_eq!(self.gone, buckets, "a bucket is not complete");
+        self.complete.fill(false);
+        self.gone = 0;
+        self.state.borrow_mut().reduced.resize_with(buckets, || None);
+        for bucket in 0..buckets {
+            if let Way::Inline(comm, desk) = &self.way {
+                let job = Job::Reduce { bucket, sums: accumulator.take(bucket) };
+                self.book(desk.borrow_mut().execute(*comm, job)?);
+            }
+            while self.state.borrow().reduced[bucket].is_none() {
+                self.receive()?;
+            }
+        }
+        let reduced = std::mem::take(&mut self.state.borrow_mut().reduced);
+        let back = |(bucket, (sums, squares))| {
+            accumulator.put_back(bucket, sums);
+            squares
+        };
+        Ok(reduced.into_iter().flatten().enumerate().map(back).collect())
+    }
+
+    /// Sends this rank's part of a bucket's new parameters on its way to the others. `parameters` is not to be touched
+    /// before [`Reducer::arrive`].
+    pub fn publish(&self, bucket: usize, parameters: &Flat) -> Result<(), CommError> {
+        self.state.borrow_mut().publishing[bucket] = true;
+        let job = Job::Publish { bucket, parameters: parameters.same_memory() };
+        match &self.way {
+            Way::Inline(comm, desk) => self.book(desk.borrow_mut().execute(*comm, job)?),
+            Way::Thread(worker) => worker.send(job),
+        }
+        Ok(())
+    }
+
+    /// Waits until a bucket's parameters are those of the last update.
+    pub fn arrive(&self, bucket: usize) -> Result<(), CommError> {
+        while self.state.borrow().publishing[bucket] {
+            self.receive()?;
+        }
+        Ok(())
+    }
+
+    /// The same for all buckets.
+    pub fn arrive_all(&self) -> Result<(), CommError> {
+        (0..self.complete.len()).try_for_each(|bucket| self.arrive(bucket))
+    }
+
+    /// Seconds of communication since the last call.
+    pub fn take_seconds(&self) -> f64 {
+        std::mem::take(&mut self.state.borrow_mut().seconds)
+    }
+
+    fn receive(&self) -> Result<(), CommError> {
+        match &self.way {
+            Way::Thread(worker) => self.book(worker.receive()?),
+            Way::Inline(..) => unreachable!("inline work is booked when it is done"),
+        }
+        Ok(())
+    }
+
+    fn book(&self, (done, seconds): (Done, f64)) {
+        let mut state = self.state.borrow_mut();
+        state.seconds += seconds;
+        match done {
+            Done::Reduced { bucket, sums, square_sums } => state.reduced[bucket] = Some((sums, square_sums)),
+            Done::Published { bucket } => state.publishing[bucket] = false,
+        }
+    }
+}

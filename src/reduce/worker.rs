@@ -1,0 +1,135 @@
+//! The communication thread and what it does with one bucket.
+
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use crate::comm::{Comm, CommError};
+use crate::grad::accumulate::PartialSums;
+use crate::grad::flat::Flat;
+use crate::strategy::{Strategy, square_sums};
+use crate::trace::{About, Category, Trace};
+
+/// What the work on a bucket needs.
+pub struct Tools {
+    pub strategy: Box<dyn Strategy>,
+    /// This rank's part of each bucket.
+    pub shards: Vec<Range<usize>>,
+    /// Threads of libtorch and its libraries: they are set for each thread apart.
+    pub threads: i32,
+    pub trace: Trace,
+}
+
+impl Tools {
+    pub fn buckets(&self) -> usize {
+        self.shards.len()
+    }
+}
+
+pub enum Job {
+    Reduce { bucket: usize, sums: PartialSums },
+    Publish { bucket: usize, parameters: Flat },
+}
+
+pub enum Done {
+    Reduced { bucket: usize, sums: PartialSums, square_sums: Vec<f64> },
+    Published { bucket: usize },
+}
+
+/// Does one job after the other.
+pub struct Desk(Tools);
+
+impl Desk {
+    pub fn new(tools: Tools) -> Self {
+        Self(tools)
+    }
+
+    /// Returns also the seconds that it took.
+    pub fn execute(&mut self, comm: &dyn Comm, job: Job) -> Result<(Done, f64), CommError> {
+        let Tools { strategy, shards, trace, .. } = &mut self.0;
+        let started = Instant::now();
+        let done = match job {
+            Job::Reduce { bucket, mut sums } => {
+                let bytes = 4 * sums.gradient().len();
+                let _span =
+                    trace.communication(Category::Communication, "reduce", About::bucket(bucket, bytes));
+                strategy.reduce(comm, bucket, &mut sums)?;
+                let square_sums = square_sums(sums.gradient(), &shards[bucket]);
+                Done::Reduced { bucket, sums, square_sums }
+            }
+            Job::Publish { bucket, mut parameters } => {
+                let bytes = 4 * parameters.len();
+                let _span =
+                    trace.communication(Category::Communication, "gather", About::bucket(bucket, bytes));
+                strategy.publish(comm, bucket, &mut parameters)?;
+                Done::Published { bucket }
+            }
+        };
+        Ok((done, started.elapsed().as_secs_f64()))
+    }
+}
+
+/// A thread with a desk and a communicator of its own.
+pub struct Worker {
+    jobs: Option<Sender<Job>>,
+    done: Receiver<Result<(Done, f64), CommError>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    pub fn start(comm: Box<dyn Comm + Send>, mut desk: Desk) -> Result<Self, CommError> {
+        let (jobs, inbox) = channel::<Job>();
+        let (outbox, done) = channel();
+        let work = move || {
+            tch::set_num_threads(desk.0.threads);
+            for job in inbox {
+                let result = desk.execute(&*comm, job);
+                let failed = result.is_err();
+                // After an error the others cannot be talked to, and a training thread that is gone asks for nothing.
+                if outbox.send(result).is_err() || failed {
+                    return;
+                }
+            }
+        };
+        let thread =
+            std::thread::Builder::new().name("communication".into()).spawn(work).map_err(|error| {
+                CommError::Failed {
+                    operation: "start of the communication thread",
+                    reason: error.to_string(),
+                }
+            })?;
+        Ok(Self { jobs: Some(jobs), done, thread: Some(thread) })
+    }
+
+    /// A thread that has ended says why when its results are asked for.
+    pub fn send(&self, job: Job) {
+        if let Some(jobs) = &self.jobs {
+            let _ = jobs.send(job);
+        }
+    }
+
+    /// The next result. The watchdog ends a wait that is too long, since the thread then waits in a collective.
+    pub fn receive(&self) -> Result<(Done, f64), CommError> {
+        self.done.recv().unwrap_or_else(|_| {
+            let reason = "it ended before its work was done".into();
+            Err(CommError::Failed { operation: "communication thread", reason })
+        })
+    }
+}
+
+impl Drop for Worker {
+    /// Waits for the thread, unless it is in the middle of something: then this rank is about to end all ranks, and
+    /// what the thread waits for may never come.
+    fn drop(&mut self) {
+        self.jobs = None;
+        let Some(thread) = self.thread.take() else { return };
+        for _ in 0..100 {
+            if thread.is_finished() {
+                let _ = thread.join();
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+}

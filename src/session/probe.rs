@@ -1,0 +1,55 @@
+//! The order in which gradients become ready, seen in one backward pass of one sample before the first step: the
+//! buckets follow it, as PyTorch's do after its first step, and nothing needs to move later.
+
+use tch::{Device, Kind, Tensor};
+
+use super::batch::micro_batch;
+use crate::comm::Comm;
+use crate::config::Config;
+use crate::data::{Corpus, Split};
+use crate::grad::layout::ParameterSpec;
+use crate::launch::{Failure, together};
+use crate::model::Model;
+use crate::torch::GradientHooks;
+use lockstep_record::exit;
+
+/// Indices of the parameters, the one whose gradient is ready first first; those without one last. Rank 0 looks, and all
+/// ranks get its answer.
+pub fn ready_order(
+    config: &Config,
+    comm: &dyn Comm,
+    corpus: &Corpus,
+    model: &dyn Model,
+    specs: &[ParameterSpec],
+) -> Result<Vec<usize>, Failure> {
+    let order = match comm.rank() {
+        0 => observe(config, corpus, model, specs).map_err(|failure| failure.message),
+        _ => Ok(vec![0; specs.len()]),
+    };
+    let order = together(comm, exit::INTERNAL, order)?;
+    let mut bytes: Vec<u8> = order.iter().flat_map(|&index| (index as u64).to_le_bytes()).collect();
+    comm.broadcast(0, &mut bytes)?;
+    Ok(bytes.as_chunks::<8>().0.iter().map(|&bytes| u64::from_le_bytes(bytes) as usize).collect())
+}
+
+fn observe(
+    config: &Config,
+    corpus: &Corpus,
+    model: &dyn Model,
+    specs: &[ParameterSpec],
+) -> Result<Vec<usize>, Failure> {
+    // Values do not matter: the graph of operations decides.
+    let zeros = |spec: &ParameterSpec| {
+        Tensor::f_zeros(spec.shape.as_slice(), (Kind::Float, Device::Cpu))
+            .map(|zeros| zeros.set_requires_grad(true))
+    };
+    let leaves = specs.iter().map(zeros).collect::<Result<Vec<_>, _>>()?;
+    let hooks = GradientHooks::install(&leaves)?;
+    let batch = micro_batch(corpus, config, Split::Train, &[0])?;
+    let loss = model.loss(&leaves.as_slice(), &batch, None)?;
+    let mut order = Vec::new();
+    hooks.backward(&loss, &mut |index, _| order.push(index))?;
+    // Without a gradient here: later in the model means earlier in backward.
+    let rest: Vec<usize> = (0..specs.len()).rev().filter(|index| !order.contains(index)).collect();
+    Ok([order, rest].concat())
+}
