@@ -72,25 +72,42 @@ impl Optimizer {
         self.owned.iter().map(|range| 4 * range.len() as u64).sum()
     }
 
-    /// Update number `step` (from 1) of the owned part of a bucket.
-    pub fn update(
-        &mut self,
-        bucket: usize,
-        parameters: &mut Flat,
-        gradient: &Flat,
-        step: u64,
-        lr: f64,
-    ) -> Result<(), TorchError> {
-        let owned = self.owned[bucket].clone();
+    /// Update number `step` (from 1) of a bucket, to be applied here or on another thread. Until then the bucket's state
+    /// is not to be touched.
+    pub fn prepare(&self, bucket: usize, step: u64, lr: f64) -> Update {
+        Update {
+            settings: self.settings.clone(),
+            weight_decay: if self.decays[bucket] { self.settings.weight_decay } else { 0.0 },
+            owned: self.owned[bucket].clone(),
+            state: self.state.iter().map(|buckets| buckets[bucket].same_memory()).collect(),
+            step,
+            lr,
+        }
+    }
+}
+
+/// One bucket's update.
+pub struct Update {
+    settings: Optim,
+    weight_decay: f64,
+    owned: Range<usize>,
+    state: Vec<Flat>,
+    step: u64,
+    lr: f64,
+}
+
+impl Update {
+    /// Updates the owned part of `parameters` and the optimizer's state.
+    pub fn apply(self, parameters: &mut Flat, gradient: &Flat) -> Result<(), TorchError> {
+        let Self { settings, weight_decay, owned, state, step, lr } = self;
         if owned.is_empty() {
             return Ok(());
         }
-        let weight_decay = if self.decays[bucket] { self.settings.weight_decay } else { 0.0 };
         let mut gradient = gradient.view(owned.clone());
-        let state = |kind: usize| self.state[kind][bucket].view(0..owned.len());
-        match self.settings.kind {
+        let state = |kind: usize| state[kind].view(0..owned.len());
+        match settings.kind {
             OptimKind::Adamw => {
-                let Optim { betas, eps, .. } = self.settings;
+                let Optim { betas, eps, .. } = settings;
                 fused_adamw(
                     &mut parameters.view(owned.clone()),
                     &mut gradient,
@@ -107,7 +124,7 @@ impl Optimizer {
                     &mut gradient,
                     &mut state(0),
                     lr,
-                    self.settings.momentum,
+                    settings.momentum,
                     step == 1,
                 )
             }
@@ -157,15 +174,15 @@ mod tests {
         let elements = layout.buckets[0].elements;
         let (mut parameters, mut gradient) = (Flat::zeros(elements), Flat::zeros(elements));
         parameters.as_mut_slice().iter_mut().enumerate().for_each(|(i, p)| *p = value(i + 7));
-        let mut owners: Vec<Optimizer> = (0..ranks)
+        let owners: Vec<Optimizer> = (0..ranks)
             .map(|rank| share(elements / BLOCK_ELEMENTS, ranks, rank))
             .map(|blocks| blocks.start * BLOCK_ELEMENTS..blocks.end * BLOCK_ELEMENTS)
             .map(|owned| Optimizer::new(&settings(kind), &layout, vec![owned]))
             .collect();
         for step in 1..=3 {
             gradient.as_mut_slice().iter_mut().enumerate().for_each(|(i, g)| *g = value(i * 3 + step));
-            for owner in &mut owners {
-                owner.update(0, &mut parameters, &gradient, step as u64, 0.1).unwrap();
+            for owner in &owners {
+                owner.prepare(0, step as u64, 0.1).apply(&mut parameters, &gradient).unwrap();
             }
         }
         let state = owners.iter().flat_map(|owner| owner.state(0)[0].as_slice().to_vec()).collect();

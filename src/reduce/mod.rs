@@ -12,9 +12,13 @@ use std::cell::RefCell;
 use crate::comm::{Comm, CommError};
 use crate::grad::accumulate::{Accumulator, PartialSums};
 use crate::grad::flat::Flat;
+use crate::optim::Update;
 use worker::{Desk, Done, Job, Worker};
 
 pub use worker::Tools;
+
+/// The update of a bucket and its parameters, if it need not wait for the norm of the whole gradient.
+pub type EarlyUpdate = Option<(Update, Flat)>;
 
 /// Reduces buckets and publishes parameters.
 pub struct Reducer<'a> {
@@ -28,7 +32,7 @@ pub struct Reducer<'a> {
 /// Who does the work.
 enum Way<'a> {
     /// The training thread, when it comes to wait.
-    Inline(&'a dyn Comm, RefCell<Desk>),
+    Inline { comm: &'a dyn Comm, desk: RefCell<Desk>, later: Vec<Job> },
     /// The communication thread.
     Thread(Worker),
 }
@@ -51,7 +55,7 @@ impl<'a> Reducer<'a> {
         let other = if overlap { comm.for_another_thread()? } else { None };
         let way = match other {
             Some(other) => Way::Thread(Worker::start(other, Desk::new(tools))?),
-            None => Way::Inline(comm, RefCell::new(Desk::new(tools))),
+            None => Way::Inline { comm, desk: RefCell::new(Desk::new(tools)), later: Vec::new() },
         };
         let state = State { publishing: vec![false; buckets], ..State::default() };
         Ok(Self { way, complete: vec![false; buckets], gone: 0, state: RefCell::new(state) })
@@ -63,12 +67,21 @@ impl<'a> Reducer<'a> {
     }
 
     /// A bucket has all gradients of this rank's last micro-batch. It goes, and those that waited for it, when all
-    /// earlier ones have gone.
-    pub fn complete(&mut self, bucket: usize, accumulator: &mut Accumulator) {
+    /// earlier ones have gone. What `update` returns for a bucket is applied as soon as it is reduced: backward has no
+    /// more use for its parameters then.
+    pub fn complete(
+        &mut self,
+        bucket: usize,
+        accumulator: &mut Accumulator,
+        update: &dyn Fn(usize) -> EarlyUpdate,
+    ) {
         self.complete[bucket] = true;
         while self.complete.get(self.gone) == Some(&true) {
-            if let Way::Thread(worker) = &self.way {
-                worker.send(Job::Reduce { bucket: self.gone, sums: accumulator.take(self.gone) });
+            let bucket = self.gone;
+            let job = Job::Reduce { bucket, sums: accumulator.take(bucket), update: update(bucket) };
+            match &mut self.way {
+                Way::Thread(worker) => worker.send(job),
+                Way::Inline { later, .. } => later.push(job),
             }
             self.gone += 1;
         }
@@ -85,11 +98,12 @@ impl<'a> Reducer<'a> {
         self.complete.fill(false);
         self.gone = 0;
         self.state.borrow_mut().reduced.resize_with(buckets, || None);
+        if let Way::Inline { comm, desk, later } = &mut self.way {
+            let desk = desk.get_mut();
+            let done: Result<Vec<_>, _> = later.drain(..).map(|job| desk.execute(*comm, job)).collect();
+            done?.into_iter().for_each(|done| self.book(done));
+        }
         for bucket in 0..buckets {
-            if let Way::Inline(comm, desk) = &self.way {
-                let job = Job::Reduce { bucket, sums: accumulator.take(bucket) };
-                self.book(desk.borrow_mut().execute(*comm, job)?);
-            }
             while self.state.borrow().reduced[bucket].is_none() {
                 self.receive()?;
             }
@@ -108,7 +122,7 @@ impl<'a> Reducer<'a> {
         self.state.borrow_mut().publishing[bucket] = true;
         let job = Job::Publish { bucket, parameters: parameters.same_memory() };
         match &self.way {
-            Way::Inline(comm, desk) => self.book(desk.borrow_mut().execute(*comm, job)?),
+            Way::Inline { comm, desk, .. } => self.book(desk.borrow_mut().execute(*comm, job)?),
             Way::Thread(worker) => worker.send(job),
         }
         Ok(())
@@ -135,7 +149,7 @@ impl<'a> Reducer<'a> {
     fn receive(&self) -> Result<(), CommError> {
         match &self.way {
             Way::Thread(worker) => self.book(worker.receive()?),
-            Way::Inline(..) => unreachable!("inline work is booked when it is done"),
+            Way::Inline { .. } => unreachable!("inline work is booked when it is done"),
         }
         Ok(())
     }

@@ -5,10 +5,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use super::EarlyUpdate;
 use crate::comm::{Comm, CommError};
 use crate::grad::accumulate::PartialSums;
 use crate::grad::flat::Flat;
 use crate::strategy::{Strategy, square_sums};
+use crate::torch::TorchError;
 use crate::trace::{About, Category, Trace};
 
 /// What the work on a bucket needs.
@@ -28,8 +30,16 @@ impl Tools {
 }
 
 pub enum Job {
-    Reduce { bucket: usize, sums: PartialSums },
-    Publish { bucket: usize, parameters: Flat },
+    /// With an update, that follows at once.
+    Reduce {
+        bucket: usize,
+        sums: PartialSums,
+        update: EarlyUpdate,
+    },
+    Publish {
+        bucket: usize,
+        parameters: Flat,
+    },
 }
 
 pub enum Done {
@@ -45,29 +55,53 @@ impl Desk {
         Self(tools)
     }
 
-    /// Returns also the seconds that it took.
+    /// Returns also the seconds of communication.
     pub fn execute(&mut self, comm: &dyn Comm, job: Job) -> Result<(Done, f64), CommError> {
-        let Tools { strategy, shards, trace, .. } = &mut self.0;
-        let started = Instant::now();
-        let done = match job {
-            Job::Reduce { bucket, mut sums } => {
-                let bytes = 4 * sums.gradient().len();
-                let _span =
-                    trace.communication(Category::Communication, "reduce", About::bucket(bucket, bytes));
-                strategy.reduce(comm, bucket, &mut sums)?;
-                let square_sums = square_sums(sums.gradient(), &shards[bucket]);
-                Done::Reduced { bucket, sums, square_sums }
-            }
-            Job::Publish { bucket, mut parameters } => {
-                let bytes = 4 * parameters.len();
-                let _span =
-                    trace.communication(Category::Communication, "gather", About::bucket(bucket, bytes));
-                strategy.publish(comm, bucket, &mut parameters)?;
-                Done::Published { bucket }
-            }
-        };
-        Ok((done, started.elapsed().as_secs_f64()))
+        match job {
+            Job::Reduce { bucket, sums, update } => self.reduce(comm, bucket, sums, update),
+            Job::Publish { bucket, parameters } => self.publish(comm, bucket, parameters),
+        }
     }
+
+    fn reduce(
+        &mut self,
+        comm: &dyn Comm,
+        bucket: usize,
+        mut sums: PartialSums,
+        update: EarlyUpdate,
+    ) -> Result<(Done, f64), CommError> {
+        let Tools { strategy, shards, trace, .. } = &mut self.0;
+        let about = About::bucket(bucket, 4 * sums.gradient().len());
+        let started = Instant::now();
+        let span = trace.communication(Category::Communication, "reduce", about);
+        strategy.reduce(comm, bucket, &mut sums)?;
+        drop(span);
+        let seconds = started.elapsed().as_secs_f64();
+        let square_sums = square_sums(sums.gradient(), &shards[bucket]);
+        if let Some((update, mut parameters)) = update {
+            let _span = trace.communication(Category::Optimizer, "update", about);
+            update.apply(&mut parameters, sums.gradient()).map_err(update_failed)?;
+        }
+        Ok((Done::Reduced { bucket, sums, square_sums }, seconds))
+    }
+
+    fn publish(
+        &mut self,
+        comm: &dyn Comm,
+        bucket: usize,
+        mut parameters: Flat,
+    ) -> Result<(Done, f64), CommError> {
+        let Tools { strategy, trace, .. } = &mut self.0;
+        let started = Instant::now();
+        let about = About::bucket(bucket, 4 * parameters.len());
+        let _span = trace.communication(Category::Communication, "gather", about);
+        strategy.publish(comm, bucket, &mut parameters)?;
+        Ok((Done::Published { bucket }, started.elapsed().as_secs_f64()))
+    }
+}
+
+fn update_failed(error: TorchError) -> CommError {
+    CommError::Failed { operation: "update on the communication thread", reason: error.to_string() }
 }
 
 /// A thread with a desk and a communicator of its own.

@@ -15,7 +15,6 @@ use crate::config::Config;
 use crate::grad::norm;
 use crate::launch::{Failure, StopRequest};
 use crate::metrics::{Progress, Recorder};
-use crate::optim::learning_rate;
 use crate::session::Session;
 use crate::strategy::gather_square_sums;
 use crate::trace::{About, Category};
@@ -73,9 +72,9 @@ pub fn run(
         let mut lines = measure::gradient_digests(session, step, &local, digests_due)?;
 
         watch.enter(Category::Optimizer, About::default());
-        let rate = learning_rate(&session.config.schedule, session.config.optim.lr, step);
+        let rate = step::rate(session.config, step);
         let clip = norm::clip_coefficient(gradient_norm, session.config.optim.clip_norm);
-        step::update(session, step, rate, clip)?;
+        step::update(session, step, clip)?;
         step::plant_parameter(session, step)?;
 
         watch.enter(Category::Forward, About::default());

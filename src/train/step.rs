@@ -4,12 +4,14 @@ use lockstep_record::exit;
 use tch::Tensor;
 
 use super::stopwatch::Stopwatch;
+use crate::config::Config;
 use crate::data::{Split, StepSamples};
 use crate::grad::{flat, norm};
 use crate::launch::Failure;
 use crate::metrics::Fingerprint;
 use crate::model::Dropout;
 use crate::mutate::{Mutation, active};
+use crate::optim::learning_rate;
 use crate::session::Session;
 use crate::trace::{About, Category};
 
@@ -50,7 +52,7 @@ pub fn forward_backward(
         let loss = session.model.loss(&session.weights(), &batch, Some(&dropout))?.f_div_scalar(tokens)?;
         local.losses.push(loss.f_double_value(&[])?);
         watch.enter(Category::Backward, About::micro_batch(micro_batch));
-        local.gradients.push(backward(session, &loss, position, record)?);
+        local.gradients.push(backward(session, &loss, (step, position), record)?);
         refuse_unused(session, step, micro_batch)?;
         local.samples.push(ids);
     }
@@ -58,14 +60,25 @@ pub fn forward_backward(
     Ok(local)
 }
 
+/// Whether a bucket is updated as soon as it is reduced: nothing needs the norm of the whole gradient first. A norm that
+/// is not finite still ends the run, and with it what was updated.
+fn updates_early(session: &Session) -> bool {
+    session.config.optim.clip_norm.is_none()
+}
+
 /// The backward pass of this rank's `position`-th micro-batch. Returns each gradient's fingerprint, if they are recorded.
 fn backward(
     session: &mut Session,
     loss: &Tensor,
-    position: usize,
+    (step, position): (u64, usize),
     record: bool,
 ) -> Result<Vec<Fingerprint>, Failure> {
-    let Session { hooks, accumulator, reducer, layout, .. } = session;
+    let early = updates_early(session);
+    let rate = rate(session.config, step);
+    let Session { hooks, accumulator, reducer, layout, optimizer, parameters, .. } = session;
+    let update = |bucket: usize| {
+        early.then(|| (optimizer.prepare(bucket, step, rate), parameters.buffers()[bucket].same_memory()))
+    };
     let mut prints = vec![None; if record { layout.parameters.len() } else { 0 }];
     accumulator.begin(layout, position);
     hooks.backward(loss, &mut |index, gradient| {
@@ -75,7 +88,7 @@ fn backward(
             *print = Some(Fingerprint::of(gradient));
         }
         if accumulator.add(layout, index, gradient) && accumulator.is_last() {
-            reducer.complete(layout.slots[index].bucket, accumulator);
+            reducer.complete(layout.slots[index].bucket, accumulator, &update);
         }
     })?;
     Ok(prints.into_iter().flatten().collect())
@@ -91,11 +104,11 @@ fn refuse_unused(session: &Session, step: u64, micro_batch: usize) -> Result<(),
     Err(Failure::alone(exit::INTERNAL, message))
 }
 
-/// Stops all ranks before a gradient that is not finite reaches the parameters.
+/// Stops all ranks before a gradient that is not finite reaches anything that lasts.
 pub fn refuse_non_finite(session: &Session, step: u64, norms: &[f64]) -> Result<(), Failure> {
     let Some(index) = norms.iter().position(|norm| !norm.is_finite()) else { return Ok(()) };
     let message = format!(
-        "step {step}: the gradient of {} is not finite (norm {}); nothing was updated. With a lower optim.lr, or with \
+        "step {step}: the gradient of {} is not finite (norm {}); the step is lost, and nothing of it was saved. With a lower optim.lr, or with \
          optim.clip_norm, go on from the last checkpoint in a new run directory: --run-dir NEW --resume CHECKPOINT",
         session.layout.parameters[index].name, norms[index]
     );
@@ -104,16 +117,24 @@ pub fn refuse_non_finite(session: &Session, step: u64, norms: &[f64]) -> Result<
 
 /// Clips the owned part of the gradient and updates the owned part of the parameters, bucket by bucket; each is
 /// published as soon as it is updated. The last buckets come first: they hold what the next forward pass needs first.
-pub fn update(session: &mut Session, step: u64, rate: f64, clip: f32) -> Result<(), Failure> {
+pub fn update(session: &mut Session, step: u64, clip: f32) -> Result<(), Failure> {
+    let (early, rate) = (updates_early(session), rate(session.config, step));
     for bucket in (0..session.layout.buckets.len()).rev() {
-        let owned = session.optimizer.owned()[bucket].clone();
-        let gradient = session.accumulator.gradient_mut(bucket);
-        norm::scale(gradient.as_mut_slice(), &owned, clip);
         let parameters = &mut session.parameters.buffers_mut()[bucket];
-        session.optimizer.update(bucket, parameters, gradient, step, rate)?;
+        if !early {
+            let owned = session.optimizer.owned()[bucket].clone();
+            let gradient = session.accumulator.gradient_mut(bucket);
+            norm::scale(gradient.as_mut_slice(), &owned, clip);
+            session.optimizer.prepare(bucket, step, rate).apply(parameters, gradient)?;
+        }
         session.reducer.publish(bucket, parameters)?;
     }
     Ok(())
+}
+
+/// The step's learning rate.
+pub fn rate(config: &Config, step: u64) -> f64 {
+    learning_rate(&config.schedule, config.optim.lr, step)
 }
 
 /// Whether this rank is the one that a planted bug strikes.
