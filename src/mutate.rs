@@ -20,6 +20,8 @@ pub enum Mutation {
     OneSampleId,
     /// A resume leaves the optimizer's state at zero.
     ForgetOptimizer,
+    /// What compression leaves out of a gradient is lost instead of being added to the next one.
+    ForgetResiduals,
 }
 
 static ACTIVE: OnceLock<Mutation> = OnceLock::new();

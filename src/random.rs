@@ -11,6 +11,7 @@ pub enum Purpose {
     InitialWeights = 1,
     SampleOrder = 2,
     Dropout = 3,
+    PowerSgd = 7,
 }
 
 /// An endless sequence of random numbers: element `i` depends on these fields and `i` alone. Streams of which any
@@ -82,6 +83,11 @@ impl Stream {
     /// What dropout at one `site` of the model zeroes for one micro-batch of one step.
     pub fn dropout(seed: u64, site: u32, micro_batch: u32, step: u32) -> Self {
         Self { seed, purpose: Purpose::Dropout, a: site, b: micro_batch, c: step }
+    }
+
+    /// The directions that PowerSGD first looks in, for the `parameter`-th of the model; `draw` counts the new beginnings.
+    pub fn power_sgd(seed: u64, parameter: u32, draw: u32) -> Self {
+        Self { seed, purpose: Purpose::PowerSgd, a: parameter, b: 0, c: draw }
     }
 
     /// Uniform 32-bit numbers: elements `0..out.len()`.

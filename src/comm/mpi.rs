@@ -1,6 +1,7 @@
 //! Collectives over MPI. The calls go through the C interface, because the safe one drops return codes. Each starts a
 //! non-blocking operation and looks after it politely until it is done: see [`super::patience`].
 
+use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub struct MpiComm {
     /// Held during each call into MPI where the library lets threads take turns only.
     turn: Option<Arc<Mutex<()>>>,
     watchdog: Arc<Watchdog>,
+    bytes_sent: Cell<u64>,
     /// MPI is finalised when this one is dropped.
     first: bool,
 }
@@ -67,6 +69,7 @@ impl MpiComm {
             threading,
             turn: (threading == Threading::Serialized).then(Arc::default),
             watchdog: Arc::new(watchdog),
+            bytes_sent: Cell::new(0),
             first: true,
         })
     }
@@ -203,7 +206,16 @@ impl Comm for MpiComm {
         let mut communicator = self.communicator;
         self.call("MPI_Comm_dup", || unsafe { ffi::MPI_Comm_dup(self.communicator, &mut communicator) })?;
         let (turn, watchdog) = (self.turn.clone(), Arc::clone(&self.watchdog));
-        Ok(Some(Box::new(Self { communicator, pace: Pace::Patient, turn, watchdog, first: false, ..*self })))
+        let bytes_sent = Cell::new(0);
+        Ok(Some(Box::new(Self {
+            communicator,
+            pace: Pace::Patient,
+            turn,
+            watchdog,
+            bytes_sent,
+            first: false,
+            ..*self
+        })))
     }
 
     fn exchange(&self, sends: &[Outgoing<'_>], recvs: &mut [Incoming<'_>]) -> Result<(), CommError> {
@@ -234,6 +246,7 @@ impl Comm for MpiComm {
             }
         }
         for Outgoing { to, bytes } in sends {
+            self.bytes_sent.update(|sent| sent + bytes.len() as u64);
             for chunk in bytes.chunks(MESSAGE_BYTES) {
                 post(&mut |request| unsafe {
                     ffi::MPI_Isend(
@@ -249,6 +262,10 @@ impl Comm for MpiComm {
             }
         }
         self.wait(operation, &mut requests)
+    }
+
+    fn bytes_sent(&self) -> u64 {
+        self.bytes_sent.get()
     }
 
     fn all_reduce_native(&self, buffer: &mut [f32]) -> Result<(), CommError> {

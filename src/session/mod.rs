@@ -13,6 +13,7 @@ pub use parameters::Parameters;
 
 use crate::checkpoint::{Expected, Tensors};
 use crate::comm::Comm;
+use crate::compress;
 use crate::config::Config;
 use crate::data::{Corpus, Sampler};
 use crate::grad::accumulate::Accumulator;
@@ -45,6 +46,8 @@ pub struct Session<'a> {
     pub trace: Trace,
     /// Whether the ranks exchange nothing while they train.
     pub isolated: bool,
+    /// How gradients are compressed, as the record spells it; none where they travel whole, or not at all.
+    pub compression: Option<String>,
     /// This rank's micro-batches.
     pub micro_batches: Range<usize>,
     initial: Vec<Initial>,
@@ -75,8 +78,16 @@ impl<'a> Session<'a> {
         let kind = config.parallel.strategy;
         let ownership = strategy::ownership(kind, &setting);
         let optimizer = Optimizer::new(&config.optim, &layout, ownership.owned(comm.rank()));
+        let mut strategy = strategy::build(kind, &setting, &ownership, isolated);
+        let compression = config.parallel.compression_name().filter(|_| comm.size() > 1 && !isolated);
+        if let Some(name) = &compression {
+            tracing::warn!(
+                "parallel.compression: {name}: the result is an approximation that depends on the number of ranks"
+            );
+            strategy = compress::wrap(strategy, &config.parallel, config.run.seed, &setting, &ownership);
+        }
         let tools = Tools {
-            strategy: strategy::build(kind, &setting, &ownership, isolated),
+            strategy,
             shards: ownership.shards().iter().map(|shards| shards[comm.rank()].clone()).collect(),
             threads: i32::try_from(config.run.threads_per_rank).unwrap_or(i32::MAX),
             trace: trace.clone(),
@@ -102,6 +113,7 @@ impl<'a> Session<'a> {
             ownership,
             reducer,
             isolated,
+            compression,
             optimizer,
             trace,
             initial,
