@@ -12,6 +12,8 @@ use serde::Serialize;
 
 /// How often a running launch is looked at.
 const POLL: Duration = Duration::from_millis(20);
+/// Limit of the command that asks whether a foreign trainer is there.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(120);
 /// From the request to end until the kill.
 const GRACE: Duration = Duration::from_secs(5);
 /// How much of the end of a log goes into a message, in bytes.
@@ -107,6 +109,31 @@ impl Launch<'_> {
             std::thread::sleep(POLL);
         }
     }
+}
+
+/// What a launch that did not end with 0 is blamed for: how it ended, and the end of what it said.
+pub fn complaint(ended: &Ended, record: &LaunchRecord) -> Option<String> {
+    if *ended == Ended::Exit(0) {
+        return None;
+    }
+    let (message, log) = match tail(&record.stderr) {
+        text if text.is_empty() => (tail(&record.stdout), &record.stdout),
+        text => (text, &record.stderr),
+    };
+    let quoted = if message.is_empty() { "it printed nothing".into() } else { message };
+    Some(format!("{ended} ({}): {quoted}", log.display()))
+}
+
+/// Whether a foreign trainer is installed here; the error says what is missing. The output goes into `folder`.
+pub fn probe(argv: Vec<String>, folder: &Path, stop: &AtomicBool) -> Result<(), String> {
+    let (stdout, stderr) = (folder.join("requires.stdout"), folder.join("requires.stderr"));
+    let (ended, record) = Launch { argv, stdout, stderr, timeout: PROBE_TIMEOUT, stop }.run();
+    if ended == Ended::Exit(0) {
+        return Ok(());
+    }
+    let said = tail(&record.stderr);
+    let last = said.lines().last().unwrap_or_default();
+    Err(format!("what it requires is not here: {ended}: {last}"))
 }
 
 fn ended(status: ExitStatus) -> Ended {
