@@ -50,7 +50,8 @@ impl Places<'_> {
             ("{python}", find_python(self.trainer)),
             ("{ranks}", self.ranks.to_string()),
         ];
-        let fill = |word: &String| places.iter().fold(word.clone(), |word, (name, at)| word.replace(name, at));
+        let fill =
+            |word: &String| places.iter().fold(word.clone(), |word, (name, at)| word.replace(name, at));
         words.iter().map(fill).collect()
     }
 }
@@ -118,7 +119,8 @@ mod tests {
             run_dir: Path::new("/r"),
             ranks: 3,
         };
-        let words = ["{trainer}", "--to={run_dir}/x", "-n{ranks}", "{golden}", "{unknown}"].map(str::to_owned);
+        let words =
+            ["{trainer}", "--to={run_dir}/x", "-n{ranks}", "{golden}", "{unknown}"].map(str::to_owned);
         assert_eq!(places.fill(&words), ["/bin/t", "--to=/r/x", "-n3", "", "{unknown}"]);
     }
 }

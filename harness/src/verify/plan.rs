@@ -7,7 +7,8 @@ use serde::Deserialize;
 
 use crate::compare::{Mode, Tolerance};
 use crate::plan_file::{
-    PlanError, TIMEOUT_DEFAULT_S, check_name, check_ranks, find_config, folder_of, matches, read_yaml, seconds,
+    PlanError, TIMEOUT_DEFAULT_S, check_name, check_ranks, find_config, folder_of, matches, read_yaml,
+    seconds,
 };
 
 /// Plans may extend one another this deep.
