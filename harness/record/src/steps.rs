@@ -40,7 +40,11 @@ pub struct Seconds {
     pub data: f64,
     pub forward: f64,
     pub backward: f64,
+    /// The training thread's: what nothing else hides.
     pub communication: f64,
+    /// Of whichever thread: what `communication` would be if nothing hid it.
+    #[serde(default)]
+    pub communication_total: f64,
     pub optimizer: f64,
     /// Digests, metrics and their files.
     pub record: f64,

@@ -8,7 +8,7 @@ use super::measure::Metric;
 use super::plan::{Aim, LOOPBACK};
 use super::results::{Finding, Results, Row};
 use super::statistics::Met;
-use super::table::{aim_text, ratio_text};
+use super::table::{aim_text, figure_text};
 
 const TEMPLATE: &str = include_str!("chart.svg");
 
@@ -106,7 +106,7 @@ fn title(metric: Metric) -> &'static str {
             "Seconds from launch to the first finished step, ours ÷ theirs: less is better"
         }
         Metric::ResidentBytes => "Largest resident set of a rank, ours ÷ theirs: less is better",
-        Metric::ExposedShare => "Seconds a step that wait for communication, ours ÷ theirs: less is better",
+        Metric::ExposedShare => "Share of communication that the training waits for, ours: less is better",
         Metric::StateBytes => "Optimizer and master bytes a rank, ours ÷ theirs: less is better",
     }
 }
@@ -120,7 +120,7 @@ fn shown(finding: &Finding, row: &Row) -> Vec<f64> {
 /// Ratios of all pairs, and whether someone else used the cores.
 fn dots(finding: &Finding, metric: Metric) -> Vec<(f64, bool)> {
     let ratio = |pair: &super::results::Pair| {
-        Some((super::measure::ratio(&pair.ours, &pair.theirs, metric)?, pair.disturbed))
+        Some((super::measure::figure(&pair.ours, &pair.theirs, metric)?, pair.disturbed))
     };
     finding.pairs.iter().filter_map(ratio).collect()
 }
@@ -132,7 +132,7 @@ fn bound(aim: &Aim) -> Option<f64> {
 fn line(finding: &Finding, row: &Row, scale: &Scale, y: f64) -> Line {
     let ranks = if finding.ranks == 1 { "1 rank".into() } else { format!("{} ranks", finding.ranks) };
     let link = if finding.link == LOOPBACK { String::new() } else { format!(", {}", finding.link) };
-    let ratio = row.spread.map_or(String::new(), |spread| ratio_text(spread.median));
+    let ratio = row.spread.map_or(String::new(), |spread| figure_text(spread.median));
     let text = match row.met {
         Met::NoAim => ratio,
         Met::Yes => format!("{ratio}  aim {}: met", aim_text(&row.aim)),

@@ -80,9 +80,9 @@ pub fn others_share(before: &Reading, after: &Reading) -> f64 {
     )
 }
 
-/// Ticks are coarse, so that a short run's own time may exceed what was counted as busy: never below 0.
+/// Ticks are coarse, so that within a short run own time may exceed what was counted as busy, or that what there was.
 fn share(busy: f64, own: f64, available: f64) -> f64 {
-    if available > 0.0 { ((busy - own) / available).max(0.0) } else { 0.0 }
+    if available > 0.0 { ((busy - own) / available).clamp(0.0, 1.0) } else { 0.0 }
 }
 
 /// `cpu  user nice system idle iowait irq softirq steal guest guest_nice`; guests are in user and nice already.
@@ -211,7 +211,7 @@ mod tests {
             let some = share(own + others, own, available);
             let most = share(own + others + more, own, available);
             prop_assert!(quiet == 0.0 && 0.0 <= some && some <= most + 1e-9);
-            prop_assert!((some - others / available).abs() < 1e-9);
+            prop_assert!((some - (others / available).min(1.0)).abs() < 1e-9);
             prop_assert_eq!(share(0.0, own, available), 0.0);
         }
 

@@ -3,7 +3,7 @@
 
 use super::results::{Finding, Results, Row};
 use super::statistics::Met;
-use super::table::{aim_text, ratio_text};
+use super::table::{aim_text, figure_text};
 use crate::report::one_line;
 
 const BEGIN: &str = "<!-- bench:begin -->";
@@ -38,7 +38,7 @@ pub fn table(results: &Results) -> String {
 fn line(finding: &Finding, row: &Row) -> String {
     let value = |value: Option<f64>| value.map_or("—".into(), |value| row.aim.metric.show(value));
     let ratio = row.spread.map_or("—".into(), |spread| {
-        format!("{} ({} to {})", ratio_text(spread.median), ratio_text(spread.min), ratio_text(spread.max))
+        format!("{} ({} to {})", figure_text(spread.median), figure_text(spread.min), figure_text(spread.max))
     });
     let met = match row.met {
         Met::No | Met::Disturbed => format!("**{}**", row.met.to_string().to_lowercase()),
@@ -55,7 +55,7 @@ fn line(finding: &Finding, row: &Row) -> String {
         value(row.ours),
         value(row.theirs),
         ratio,
-        row.ratios.len().to_string(),
+        row.figures.len().to_string(),
         finding.disturbed().to_string(),
         aim_text(&row.aim),
         met,

@@ -1,6 +1,6 @@
 //! What one run gives: numbers from its record and from its launch, and whether two runs did the same work.
 
-use lockstep_record::{Manifest, RecordError, RunDir, StepLine, read_lines};
+use lockstep_record::{Manifest, RecordError, RunDir, Seconds, StepLine, read_lines};
 use serde::{Deserialize, Serialize};
 
 use super::statistics::median;
@@ -10,7 +10,8 @@ use crate::compare::{Verdict, compare_manifests};
 /// not been added yet, so only rounding in the forward pass can part them.
 const FIRST_LOSS_RTOL: f64 = 1e-4;
 
-/// What is compared. Each run gives one number; the pair gives ours ÷ theirs.
+/// What is compared. Each run gives one number, and a pair gives ours ÷ theirs; [`Metric::ExposedShare`] is a quotient
+/// already, and a pair gives ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
@@ -20,8 +21,7 @@ pub enum Metric {
     StartupSeconds,
     /// The largest resident set of any rank.
     ResidentBytes,
-    /// Seconds a step that the training waits for communication, the median of the measured steps. Where `theirs` is
-    /// the same run with nothing hidden, the ratio is the share of communication that stays exposed.
+    /// Communication that the training waits for ÷ all communication, over the measured steps.
     ExposedShare,
     /// Optimizer state and master parameters of the rank that holds most.
     StateBytes,
@@ -44,7 +44,7 @@ impl Metric {
         match self {
             Self::TokensPerSecond => format!("{value:.0} tokens/s"),
             Self::StartupSeconds => format!("{value:.2} s"),
-            Self::ExposedShare => format!("{value:.4} s/step"),
+            Self::ExposedShare => format!("{:.1} %", 100.0 * value),
             Self::ResidentBytes | Self::StateBytes => format!("{:.1} MiB", value / f64::from(1 << 20)),
         }
     }
@@ -62,8 +62,8 @@ pub struct Measured {
     pub tokens_per_second: f64,
     pub startup_seconds: f64,
     pub resident_bytes: f64,
-    /// See [`Metric::ExposedShare`].
-    pub exposed_seconds: f64,
+    /// See [`Metric::ExposedShare`]; None if the record does not tell all communication.
+    pub exposed_share: Option<f64>,
     /// 0 if the record does not say.
     pub state_bytes: f64,
     /// Of each measured step, in order.
@@ -75,21 +75,27 @@ pub struct Measured {
 }
 
 impl Measured {
-    pub fn value(&self, metric: Metric) -> f64 {
-        match metric {
+    /// None if its record does not say.
+    pub fn value(&self, metric: Metric) -> Option<f64> {
+        let value = match metric {
             Metric::TokensPerSecond => self.tokens_per_second,
             Metric::StartupSeconds => self.startup_seconds,
             Metric::ResidentBytes => self.resident_bytes,
-            Metric::ExposedShare => self.exposed_seconds,
+            Metric::ExposedShare => return self.exposed_share,
             Metric::StateBytes => self.state_bytes,
-        }
+        };
+        (value > 0.0).then_some(value)
     }
 }
 
-/// Ours ÷ theirs; None if either run has no such number.
-pub fn ratio(ours: &Measured, theirs: &Measured, metric: Metric) -> Option<f64> {
-    let (ours, theirs) = (ours.value(metric), theirs.value(metric));
-    (ours >= 0.0 && theirs > 0.0).then(|| ours / theirs).filter(|ratio| ratio.is_finite())
+/// What a pair gives; None if a run has no such number.
+pub fn figure(ours: &Measured, theirs: &Measured, metric: Metric) -> Option<f64> {
+    let ours = ours.value(metric)?;
+    let figure = match metric {
+        Metric::ExposedShare => ours,
+        _ => ours / theirs.value(metric)?,
+    };
+    figure.is_finite().then_some(figure)
 }
 
 /// A finished run's record.
@@ -109,7 +115,8 @@ impl Record {
     pub fn measure(&self, warmup_steps: u64, launch: LaunchTimes) -> Result<Measured, String> {
         let measured: Vec<&StepLine> = self.steps.iter().filter(|line| line.step > warmup_steps).collect();
         let step_seconds: Vec<f64> = measured.iter().map(|line| line.seconds.total).collect();
-        let communication: Vec<f64> = measured.iter().map(|line| line.seconds.communication).collect();
+        let sum = |of: fn(&Seconds) -> f64| measured.iter().map(|line| of(&line.seconds)).sum::<f64>();
+        let communication = sum(|seconds| seconds.communication_total);
         let (Some(last), Some(typical)) = (measured.last(), median(&step_seconds)) else {
             return Err(format!("its record has no step after the {warmup_steps} of the warm-up"));
         };
@@ -122,7 +129,8 @@ impl Record {
             tokens_per_second: last.tokens as f64 / typical,
             startup_seconds: launch.startup_seconds,
             resident_bytes: last.resident_bytes_max as f64,
-            exposed_seconds: median(&communication).unwrap_or_default(),
+            exposed_share: (communication > 0.0)
+                .then(|| sum(|seconds| seconds.communication) / communication),
             state_bytes: state.unwrap_or_default() as f64,
             step_seconds,
             seconds: launch.seconds,

@@ -8,7 +8,7 @@ use lockstep_record::Manifest;
 use serde::{Deserialize, Serialize};
 
 use super::cores::Accounting;
-use super::measure::{Measured, Metric, ratio};
+use super::measure::{Measured, Metric, figure};
 use super::plan::{Aim, Comparison};
 use super::statistics::{Met, Spread, judge, median};
 
@@ -85,8 +85,8 @@ pub struct Pair {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     pub aim: Aim,
-    /// Ours ÷ theirs of the pairs that count: the quiet ones, or all if none was quiet.
-    pub ratios: Vec<f64>,
+    /// One per pair that counts (the quiet ones, or all if none was quiet): ours ÷ theirs, but see [`Metric`].
+    pub figures: Vec<f64>,
     pub spread: Option<Spread>,
     pub met: Met,
     /// Medians over the same pairs, in the metric's unit.
@@ -149,18 +149,19 @@ impl Finding {
 fn row(aim: Aim, pairs: &[Pair], wanted: usize) -> Row {
     let quiet: Vec<&Pair> = pairs.iter().filter(|pair| !pair.disturbed).collect();
     let quoted: Vec<&Pair> = if quiet.is_empty() { pairs.iter().collect() } else { quiet.clone() };
-    let ratios: Option<Vec<f64>> =
-        quoted.iter().map(|pair| ratio(&pair.ours, &pair.theirs, aim.metric)).collect();
-    let ratios = ratios.unwrap_or_default();
+    let figures: Option<Vec<f64>> =
+        quoted.iter().map(|pair| figure(&pair.ours, &pair.theirs, aim.metric)).collect();
+    let figures = figures.unwrap_or_default();
     let side = |of: fn(&Pair) -> &Measured| {
-        median(&quoted.iter().map(|pair| of(pair).value(aim.metric)).collect::<Vec<_>>())
+        let values: Option<Vec<f64>> = quoted.iter().map(|pair| of(pair).value(aim.metric)).collect();
+        median(&values?)
     };
-    let spread = Spread::of(&ratios);
+    let spread = Spread::of(&figures);
     Row {
         aim,
         met: judge(&aim, spread.as_ref(), quiet.len(), wanted),
         spread,
-        ratios,
+        figures,
         ours: side(|pair| &pair.ours),
         theirs: side(|pair| &pair.theirs),
     }
@@ -213,7 +214,8 @@ impl Results {
 fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpuinfo = read("/proc/cpuinfo");
-    let model = cpuinfo.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(':'));
+    let model =
+        cpuinfo.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(':'));
     let model = model.map_or("an unknown processor", |(_, name)| name.trim());
     let cores = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
     format!("{cores} cores of {model}, Linux {}", read("/proc/sys/kernel/osrelease").trim())

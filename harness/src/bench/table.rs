@@ -40,7 +40,8 @@ impl Table {
 
     /// A line per metric, and one more if it could not be run to its end.
     pub fn rows(&self, finding: &Finding) -> String {
-        let mut lines: Vec<String> = finding.rows.iter().map(|row| self.row(finding, row)).collect();
+        let measured = finding.rows.iter().filter(|_| !finding.pairs.is_empty());
+        let mut lines: Vec<String> = measured.map(|row| self.row(finding, row)).collect();
         if let Some(problem) = &finding.problem {
             lines.push(format!("{:w$}  COULD NOT RUN: {}", finding.name, one_line(problem), w = self.name));
         }
@@ -53,9 +54,9 @@ impl Table {
             &finding.ranks.to_string(),
             &finding.link,
             row.aim.metric.name(),
-            &row.spread.map_or("—".into(), |spread| ratio_text(spread.median)),
-            &row.spread.map_or(String::new(), |s| format!("[{}–{}]", ratio_text(s.min), ratio_text(s.max))),
-            &row.ratios.len().to_string(),
+            &row.spread.map_or("—".into(), |spread| figure_text(spread.median)),
+            &row.spread.map_or(String::new(), |s| format!("[{}–{}]", figure_text(s.min), figure_text(s.max))),
+            &row.figures.len().to_string(),
             &finding.disturbed().to_string(),
             &aim_text(&row.aim),
             &row.met.to_string(),
@@ -74,8 +75,8 @@ impl Table {
 }
 
 /// Three digits after the point: runs on a shared machine do not tell more.
-pub fn ratio_text(ratio: f64) -> String {
-    format!("{ratio:.3}")
+pub fn figure_text(figure: f64) -> String {
+    format!("{figure:.3}")
 }
 
 /// `≥ 1.1`, `≤ 0.5`, `—`.
@@ -95,8 +96,8 @@ pub fn progress(finding: &Finding) -> String {
         .rows
         .iter()
         .filter_map(|row| {
-            let ratio = super::measure::ratio(&pair.ours, &pair.theirs, row.aim.metric)?;
-            Some(format!("{} {}", row.aim.metric, ratio_text(ratio)))
+            let ratio = super::measure::figure(&pair.ours, &pair.theirs, row.aim.metric)?;
+            Some(format!("{} {}", row.aim.metric, figure_text(ratio)))
         })
         .collect();
     let others = 100.0 * pair.ours.others_share.max(pair.theirs.others_share);
