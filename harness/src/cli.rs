@@ -13,8 +13,8 @@ use crate::verify::{self, Keep, Options};
 
 /// Compares training runs bit for bit, and proves that a trainer keeps its promise.
 ///
-/// Exit codes: 0 equal, or measured; 2 wrong command line or plan; 100 a difference was found, or with `bench --strict`
-/// an aim was missed; 101 something could not be compared or run, so nothing is known about it.
+/// Exit codes: 0 equal, or measured; 2 wrong command line or plan; 100 a difference was found, or with `bench
+/// --strict` an aim was missed; 101 something could not be compared or run, so nothing is known about it.
 #[derive(Debug, Parser)]
 #[command(name = "lockstep-harness", version)]
 pub struct Cli {
@@ -65,7 +65,8 @@ struct VerifyArgs {
     /// Only cases whose GROUP/NAME contains this (`*` stands for anything); their golden runs always run.
     #[arg(long, value_name = "PATTERN")]
     only: Option<String>,
-    /// Command that starts N ranks, with {ranks} for N [default: $LOCKSTEP_MPIRUN or mpirun, with its options]
+    /// Command that starts N ranks, with {ranks} for N [default: $LOCKSTEP_MPIRUN or mpirun, with its
+    /// options]
     #[arg(long, value_name = "COMMAND")]
     launcher: Option<String>,
     /// Stop at the first case that does not pass, instead of going on with the rest.

@@ -1,6 +1,6 @@
-//! `lockstep-harness bench` with shell scripts in the trainer's, the launcher's, a peer's and the cluster's place. So the
-//! runner itself is judged: order, limits, like with like, disturbance, results. Figures of real trainers come from the
-//! shipped plan.
+//! `lockstep-harness bench` with shell scripts in the trainer's, the launcher's, a peer's and the cluster's
+//! place. So the runner itself is judged: order, limits, like with like, disturbance, results. Figures of
+//! real trainers come from the shipped plan.
 
 mod common;
 
@@ -222,13 +222,14 @@ fn what_fails_hangs_or_is_missing_is_101_and_the_rest_still_runs() {
     let (code, out) = stand.bench(&plan.join(", "), &[]);
     assert_eq!(code, 101, "{out}");
     for expected in [
-        "fails      COULD NOT RUN: ours: exit code 70 (",
+        "fails COULD NOT RUN: ours: exit code 70 (",
         "rank 1: out of luck",
-        "hangs      COULD NOT RUN: ours: killed after 0.5 s, its time limit",
-        "lacks      COULD NOT RUN: Missing: what it requires is not here",
-        "short      COULD NOT RUN: ours: its record has no step after the 9 of the warm-up",
+        "hangs COULD NOT RUN: ours: killed after 0.5 s, its time limit",
+        "lacks COULD NOT RUN: Missing: what it requires is not here",
+        "short COULD NOT RUN: ours: its record has no step after the 9 of the warm-up",
     ] {
-        assert!(out.contains(expected), "{expected}: {out}");
+        let single_spaced = out.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(single_spaced.contains(expected), "{expected}: {out}");
     }
     assert!(row(&out, "zero1-ddp", "tokens").contains("0.800"), "{out}");
 }
@@ -272,10 +273,8 @@ fn disturbed_pairs_are_repeated_and_marked() {
     let finding = &stand.json()["comparisons"][0];
     let pairs = finding["pairs"].as_array().unwrap();
     assert!(pairs.len() == 3 && pairs.iter().all(|pair| pair["disturbed"] == true), "{finding}");
-    assert!(
-        pairs.iter().all(|pair| pair["ours_first"] == true),
-        "a repeated pair keeps its order: {finding}"
-    );
+    // Bytes do not depend on who else uses the cores.
+    assert!(row(&out, "zero1-ddp", "state_bytes").ends_with("yes"), "{out}");
     assert!(row(&out, "zero1-ddp", "tokens").ends_with("disturbed"), "{out}");
     assert!(std::fs::read_to_string(stand.path("out/bench.md")).unwrap().contains("**disturbed**"));
     assert!(std::fs::read_to_string(stand.path("out/bench.svg")).unwrap().contains("not to be quoted"));

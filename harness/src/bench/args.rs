@@ -43,10 +43,12 @@ struct RunArgs {
     /// Only comparisons whose name contains this (`*` stands for anything); may be repeated.
     #[arg(long, value_name = "PATTERN")]
     only: Vec<String>,
-    /// Command that starts N ranks, with {ranks} for N [default: $LOCKSTEP_MPIRUN or mpirun, with its options]
+    /// Command that starts N ranks, with {ranks} for N [default: $LOCKSTEP_MPIRUN or mpirun, with its
+    /// options]
     #[arg(long, value_name = "COMMAND")]
     launcher: Option<String>,
-    /// Command that starts {ranks} processes over the plan's link NAME, instead of the plan's; may be repeated.
+    /// Command that starts {ranks} processes over the plan's link NAME, instead of the plan's; may be
+    /// repeated.
     #[arg(long, value_name = "NAME=COMMAND", value_parser = link)]
     link: Vec<(String, Vec<String>)>,
     /// Pairs of each comparison [default: the plan's]

@@ -1,5 +1,6 @@
-//! The results as a picture: for each metric a panel, for each comparison a line with its pairs' ratios, their median and
-//! the aim. The axis is logarithmic, so that twice as fast and half as fast are equally far from 1.
+//! The results as a picture: for each metric a panel, for each comparison a line with its pairs' ratios,
+//! their median and the aim. The axis is logarithmic, so that twice as fast and half as fast are equally far
+//! from 1.
 
 use minijinja::{Environment, context};
 use serde::Serialize;
@@ -120,7 +121,7 @@ fn shown(finding: &Finding, row: &Row) -> Vec<f64> {
 /// Ratios of all pairs, and whether someone else used the cores.
 fn dots(finding: &Finding, metric: Metric) -> Vec<(f64, bool)> {
     let ratio = |pair: &super::results::Pair| {
-        Some((super::measure::figure(&pair.ours, &pair.theirs, metric)?, pair.disturbed))
+        Some((super::measure::figure(&pair.ours, &pair.theirs, metric)?, pair.disturbed && metric.is_timed()))
     };
     finding.pairs.iter().filter_map(ratio).collect()
 }

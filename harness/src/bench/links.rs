@@ -1,4 +1,5 @@
-//! The link that runs go over: set up before the first run over it, taken down after the last, whatever happens.
+//! The link that runs go over: set up before the first run over it, taken down after the last, whatever
+//! happens.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;

@@ -1,5 +1,5 @@
-//! The results as Markdown, and their place in a document: between two markers, so that a document holds exactly what the
-//! program found.
+//! The results as Markdown, and their place in a document: between two markers, so that a document holds
+//! exactly what the program found.
 
 use super::results::{Finding, Results, Row};
 use super::statistics::Met;

@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 use super::statistics::median;
 use crate::compare::{Verdict, compare_manifests};
 
-/// Losses of the first step agree this closely if both runs began with the same weights and samples: gradients have
-/// not been added yet, so only rounding in the forward pass can part them.
+/// Losses of the first step agree this closely if both runs began with the same weights and samples:
+/// gradients have not been added yet, so only rounding in the forward pass can part them.
 const FIRST_LOSS_RTOL: f64 = 1e-4;
 
-/// What is compared. Each run gives one number, and a pair gives ours ÷ theirs; [`Metric::ExposedShare`] is a quotient
-/// already, and a pair gives ours.
+/// What is compared. Each run gives one number, and a pair gives ours ÷ theirs; [`Metric::ExposedShare`] is a
+/// quotient already, and a pair gives ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
@@ -37,6 +37,11 @@ impl Metric {
             Self::ExposedShare => "exposed_share",
             Self::StateBytes => "state_bytes",
         }
+    }
+
+    /// Whether it depends on who else uses the cores.
+    pub fn is_timed(self) -> bool {
+        !matches!(self, Self::ResidentBytes | Self::StateBytes)
     }
 
     /// One run's number with its unit.
@@ -111,7 +116,8 @@ impl Record {
         Ok(Self { manifest, steps })
     }
 
-    /// The numbers of the steps after the warm-up; `startup_seconds`, `seconds` and `others_share` come from the launch.
+    /// The numbers of the steps after the warm-up; `startup_seconds`, `seconds` and `others_share` come from
+    /// the launch.
     pub fn measure(&self, warmup_steps: u64, launch: LaunchTimes) -> Result<Measured, String> {
         let measured: Vec<&StepLine> = self.steps.iter().filter(|line| line.step > warmup_steps).collect();
         let step_seconds: Vec<f64> = measured.iter().map(|line| line.seconds.total).collect();
@@ -147,8 +153,9 @@ pub struct LaunchTimes {
     pub others_share: f64,
 }
 
-/// Why two runs must not be compared, if they did not do the same work: model, data, precision and everything else that
-/// decides the result, threads a rank, steps, tokens a step, and the weights and samples that they began with.
+/// Why two runs must not be compared, if they did not do the same work: model, data, precision and everything
+/// else that decides the result, threads a rank, steps, tokens a step, and the weights and samples that they
+/// began with.
 pub fn unlike(ours: &Record, theirs: &Record) -> Option<String> {
     let (checks, _) = compare_manifests(&ours.manifest, &theirs.manifest);
     if let Some(check) = checks.iter().find(|check| check.verdict == Verdict::Different) {

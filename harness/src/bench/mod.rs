@@ -1,6 +1,6 @@
-//! Measures ours against theirs: pairs of runs of the same work that alternate in one session, so that a machine whose
-//! speed drifts slows both alike, and the median of the pairs' ratios. A pair during which someone else used the cores is
-//! repeated, and never quoted silently.
+//! Measures ours against theirs: pairs of runs of the same work that alternate in one session, so that a
+//! machine whose speed drifts slows both alike, and the median of the pairs' ratios. A pair during which
+//! someone else used the cores is repeated, and never quoted silently.
 
 mod args;
 mod chart;
@@ -88,8 +88,8 @@ impl BenchError {
     }
 }
 
-/// Runs the plan, prints a line a metric to `out` and one a pair to `progress`, writes the results, and returns the exit
-/// code.
+/// Runs the plan, prints a line a metric to `out` and one a pair to `progress`, writes the results, and
+/// returns the exit code.
 pub fn bench(options: &Options, out: &mut dyn Write, progress: &mut dyn Write) -> Result<i32, BenchError> {
     let plan = load_plan(options)?;
     let trainer = find_trainer(options.trainer.as_deref())?;

@@ -1,4 +1,5 @@
-//! Shows each comparison as it is done, and rewrites all files after each: a crash keeps what was known by then.
+//! Shows each comparison as it is done, and rewrites all files after each: a crash keeps what was known by
+//! then.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -18,7 +19,8 @@ pub struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    /// Reads what earlier invocations left in the folder, and makes sure that it can be written before any run starts.
+    /// Reads what earlier invocations left in the folder, and makes sure that it can be written before any
+    /// run starts.
     pub fn begin(plan: &Plan, folder: &Path, out: &'a mut dyn Write) -> Result<Self, BenchError> {
         std::fs::create_dir_all(folder).map_err(BenchError::io(folder))?;
         let mut results = Results::load(folder)?.unwrap_or_else(|| Results::new(String::new()));

@@ -35,7 +35,8 @@ struct PlanFile {
     comparisons: Vec<ComparisonFile>,
 }
 
-/// Hosts with links between them: how they are made, how ranks are started on them, and how they are taken down.
+/// Hosts with links between them: how they are made, how ranks are started on them, and how they are taken
+/// down.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Link {
@@ -55,8 +56,8 @@ pub struct Link {
 pub struct Peer {
     /// As tables call it.
     pub label: String,
-    /// With `{golden}`, `{run_dir}`, `{ranks}`, `{python}`, `{plan_dir}` and `{trainer}`. On this machine it starts its
-    /// ranks itself; over a link it is started once a rank.
+    /// With `{golden}`, `{run_dir}`, `{ranks}`, `{python}`, `{plan_dir}` and `{trainer}`. On this machine it
+    /// starts its ranks itself; over a link it is started once a rank.
     pub command: Vec<String>,
     /// Succeeds where the command can run.
     #[serde(default)]

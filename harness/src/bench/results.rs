@@ -75,7 +75,8 @@ pub struct SideInfo {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pair {
     pub ours_first: bool,
-    /// Others used more of the cores than they may: repeated while repeats are left, and never quoted as it is.
+    /// Others used more of the cores than they may: repeated while repeats are left, and never quoted as it
+    /// is.
     pub disturbed: bool,
     pub ours: Measured,
     pub theirs: Measured,
@@ -85,7 +86,8 @@ pub struct Pair {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     pub aim: Aim,
-    /// One per pair that counts (the quiet ones, or all if none was quiet): ours ÷ theirs, but see [`Metric`].
+    /// One per pair that counts (the quiet ones; all if none was quiet, or if nothing is timed): ours ÷ theirs,
+    /// but see [`Metric`].
     pub figures: Vec<f64>,
     pub spread: Option<Spread>,
     pub met: Met,
@@ -140,6 +142,13 @@ impl Finding {
         self.pairs.len() - self.quiet()
     }
 
+    /// Whether there are too few pairs that count: where nothing is timed, all do.
+    pub fn wants_more(&self) -> bool {
+        let timed = self.rows.iter().any(|row| row.aim.metric.is_timed());
+        let count = if timed { self.quiet() } else { self.pairs.len() };
+        count < self.pairs_wanted
+    }
+
     pub fn add(&mut self, pair: Pair) {
         self.pairs.push(pair);
         self.rows = self.rows.iter().map(|old| row(old.aim, &self.pairs, self.pairs_wanted)).collect();
@@ -147,7 +156,8 @@ impl Finding {
 }
 
 fn row(aim: Aim, pairs: &[Pair], wanted: usize) -> Row {
-    let quiet: Vec<&Pair> = pairs.iter().filter(|pair| !pair.disturbed).collect();
+    let counts = |pair: &&Pair| !pair.disturbed || !aim.metric.is_timed();
+    let quiet: Vec<&Pair> = pairs.iter().filter(counts).collect();
     let quoted: Vec<&Pair> = if quiet.is_empty() { pairs.iter().collect() } else { quiet.clone() };
     let figures: Option<Vec<f64>> =
         quoted.iter().map(|pair| figure(&pair.ours, &pair.theirs, aim.metric)).collect();

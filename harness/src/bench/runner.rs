@@ -66,9 +66,8 @@ impl Runner<'_> {
         let link_launcher = self.links.switch_to(&comparison.link)?;
         let bout = Bout { comparison, golden, link_launcher };
         let attempts = comparison.pairs + self.repeats;
-        while finding.quiet() < comparison.pairs && finding.pairs.len() < attempts {
-            // A pair that is repeated keeps its order, so that the pairs that count alternate.
-            let ours_first = finding.quiet().is_multiple_of(2);
+        while finding.wants_more() && finding.pairs.len() < attempts {
+            let ours_first = ours_goes_first(&finding.pairs);
             let folder =
                 self.work_dir.join(&comparison.name).join(format!("pair-{:03}", finding.pairs.len() + 1));
             let pair = self.pair(&bout, &folder, ours_first, finding)?;
@@ -214,6 +213,17 @@ impl Runner<'_> {
     }
 }
 
+/// Who runs first next: the pairs that count must be balanced, and otherwise the sides take turns.
+fn ours_goes_first(pairs: &[Pair]) -> bool {
+    let quiet =
+        |ours_first| pairs.iter().filter(|pair| !pair.disturbed && pair.ours_first == ours_first).count();
+    match quiet(true).cmp(&quiet(false)) {
+        std::cmp::Ordering::Less => true,
+        std::cmp::Ordering::Greater => false,
+        std::cmp::Ordering::Equal => pairs.last().is_none_or(|last| !last.ours_first),
+    }
+}
+
 fn train_command(
     trainer: &Path,
     comparison: &Comparison,
@@ -257,5 +267,46 @@ fn first_line(file: &Path, start: Instant, done: &AtomicBool) -> Option<Duration
             return None;
         }
         std::thread::sleep(POLL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pair(ours_first: bool, disturbed: bool) -> Pair {
+        let side = Measured {
+            tokens_per_second: 1.0,
+            startup_seconds: 1.0,
+            resident_bytes: 1.0,
+            exposed_share: None,
+            state_bytes: 1.0,
+            step_seconds: vec![1.0],
+            seconds: 1.0,
+            others_share: 0.0,
+        };
+        Pair { ours_first, disturbed, ours: side.clone(), theirs: side }
+    }
+
+    #[test]
+    fn on_a_machine_that_is_never_quiet_the_sides_still_take_turns() {
+        let mut pairs = Vec::new();
+        for _ in 0..4 {
+            pairs.push(pair(ours_goes_first(&pairs), true));
+        }
+        assert_eq!(pairs.iter().map(|pair| pair.ours_first).collect::<Vec<_>>(), [true, false, true, false]);
+    }
+
+    proptest! {
+        #[test]
+        fn pairs_that_count_are_balanced(disturbed in proptest::collection::vec(any::<bool>(), 0..20)) {
+            let mut pairs = Vec::new();
+            for disturbed in disturbed {
+                pairs.push(pair(ours_goes_first(&pairs), disturbed));
+                let quiet = |first| pairs.iter().filter(|p| !p.disturbed && p.ours_first == first).count();
+                prop_assert!(quiet(true).abs_diff(quiet(false)) <= 1);
+            }
+        }
     }
 }

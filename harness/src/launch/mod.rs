@@ -1,5 +1,6 @@
-//! Starting programs: how N ranks are started, with which limits, where things lie, and whether what ran is what was
-//! asked for. Plans that compare bits (`verify`) and plans that compare speed (`bench`) launch alike.
+//! Starting programs: how N ranks are started, with which limits, where things lie, and whether what ran is
+//! what was asked for. Plans that compare bits (`verify`) and plans that compare speed (`bench`) launch
+//! alike.
 
 mod mpirun;
 mod places;

@@ -124,7 +124,8 @@ pub fn complaint(ended: &Ended, record: &LaunchRecord) -> Option<String> {
     Some(format!("{ended} ({}): {quoted}", log.display()))
 }
 
-/// Whether a foreign trainer is installed here; the error says what is missing. The output goes into `folder`.
+/// Whether a foreign trainer is installed here; the error says what is missing. The output goes into
+/// `folder`.
 pub fn probe(argv: Vec<String>, folder: &Path, stop: &AtomicBool) -> Result<(), String> {
     let (stdout, stderr) = (folder.join("requires.stdout"), folder.join("requires.stderr"));
     let (ended, record) = Launch { argv, stdout, stderr, timeout: PROBE_TIMEOUT, stop }.run();
@@ -143,7 +144,8 @@ fn ended(status: ExitStatus) -> Ended {
     }
 }
 
-/// Asks the whole process group to end, and kills what is left of it. A launcher that is asked ends its ranks.
+/// Asks the whole process group to end, and kills what is left of it. A launcher that is asked ends its
+/// ranks.
 fn end_group(child: &mut Child) {
     signal_group(child, libc::SIGTERM);
     let asked = Instant::now();
@@ -157,8 +159,8 @@ fn end_group(child: &mut Child) {
 
 fn signal_group(child: &Child, signal: i32) {
     if let Ok(group) = i32::try_from(child.id()) {
-        // SAFETY: kill takes two integers. The group was made for this child, which has not been forgotten; at
-        // worst the group is empty and the call fails.
+        // SAFETY: kill takes two integers. The group was made for this child, which has not been forgotten;
+        // at worst the group is empty and the call fails.
         unsafe { libc::kill(-group, signal) };
     }
 }
