@@ -320,7 +320,9 @@ fn results_of_several_invocations_add_up_in_the_table_the_document_and_the_pictu
         harness(&["bench", "report", &out, "--markdown", "--into", &document, "--svg", &svg]);
     assert_eq!((code, printed.as_str()), (0, ""), "{errors}");
     let table = std::fs::read_to_string(stand.path("out/bench.md")).unwrap();
-    let expected = format!("before\n<!-- bench:begin -->\n{table}<!-- bench:end -->\nafter\n");
+    let expected = format!(
+        "before\n<!-- bench:begin -->\n![Each pair, the medians and the aims](page.svg)\n\n{table}<!-- bench:end -->\nafter\n"
+    );
     assert_eq!(std::fs::read_to_string(&document).unwrap(), expected);
     assert!(std::fs::read_to_string(&svg).unwrap().contains("ddp-other"));
     let (code, printed, _) = harness(&["bench", "report", &out]);

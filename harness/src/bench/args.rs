@@ -149,7 +149,8 @@ fn report(args: &ReportArgs, out: &mut dyn Write) -> Result<i32, BenchError> {
         svg.and_then(|svg| write_whole(path, &svg)).map_err(BenchError::io(path))?;
     }
     if let Some(path) = &args.into {
-        replace(path, &markdown)?;
+        let picture = args.svg.as_deref().and_then(|svg| picture(path, svg));
+        replace(path, &(picture.unwrap_or_default() + &markdown))?;
         return Ok(exit::OK);
     }
     let text = if args.markdown { markdown } else { plain(&results) };
@@ -159,6 +160,12 @@ fn report(args: &ReportArgs, out: &mut dyn Write) -> Result<i32, BenchError> {
         }
         _ => Ok(exit::OK),
     }
+}
+
+/// The picture in a document beside it.
+fn picture(document: &Path, svg: &Path) -> Option<String> {
+    let name = svg.file_name()?.to_string_lossy();
+    (document.parent() == svg.parent()).then(|| format!("![Each pair, the medians and the aims]({name})\n\n"))
 }
 
 fn plain(results: &Results) -> String {
