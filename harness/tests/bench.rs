@@ -18,7 +18,13 @@ strategy=peer
 while [ $# -gt 0 ]; do
   case "$1" in
     --run-dir) run=$2; shift ;;
-    --set) case "$2" in parallel.strategy=*) strategy=${2#*=} ;; behave=*) behave=${2#*=} ;; checkpoint.at_start=true) golden=golden- ;; esac; shift ;;
+    --set)
+      case "$2" in
+        parallel.strategy=*) strategy=${2#*=} ;;
+        behave=*) behave=${2#*=} ;;
+        checkpoint.at_start=true) golden=golden- ;;
+      esac
+      shift ;;
   esac
   shift
 done
@@ -86,7 +92,8 @@ impl Stand {
             "title: a test\ntimeout_s: 20\npairs: 2\nwarmup_steps: 1\nsteps: 4\n\
              links: {{ slow: {{ setup: [[{here}/cluster, up]], launcher: [{here}/launcher, '{{ranks}}'], \
                                 teardown: [[{here}/cluster, down]] }}, \
-                       bad: {{ setup: [[{here}/cluster, broken]], launcher: ['{{ranks}}'], teardown: [[{here}/cluster, down]] }} }}\n\
+                       bad: {{ setup: [[{here}/cluster, broken]], launcher: ['{{ranks}}'], \
+                               teardown: [[{here}/cluster, down]] }} }}\n\
              peers: {{ other: {{ label: Other, requires: [test, -f, {here}/c.yaml], command: [sh, -c, \
                        'test -d {{golden}}/checkpoints && RANKS={{ranks}} {here}/lockstep --run-dir {{run_dir}}'] }}, \
                        missing: {{ label: Missing, requires: ['false'], command: [x] }} }}\n\
@@ -131,10 +138,13 @@ impl Stand {
     }
 }
 
-const VARIANTS: &str = "{ name: zero1-ddp, config: c.yaml, ranks: 2, ours: { strategy: zero1 }, theirs: { strategy: ddp }, \
-                          aims: [{ metric: tokens_per_second, at_least: 0.9 }, { metric: state_bytes, at_most: 0.55 }, \
+const VARIANTS: &str = "{ name: zero1-ddp, config: c.yaml, ranks: 2, ours: { strategy: zero1 }, \
+                          theirs: { strategy: ddp }, \
+                          aims: [{ metric: tokens_per_second, at_least: 0.9 }, \
+                                 { metric: state_bytes, at_most: 0.55 }, \
                                  { metric: exposed_share }] }";
-const PEER: &str = "{ name: ddp-other, config: c.yaml, ranks: 2, ours: { strategy: ddp }, theirs: { peer: other }, \
+const PEER: &str = "{ name: ddp-other, config: c.yaml, ranks: 2, ours: { strategy: ddp }, \
+                      theirs: { peer: other }, \
                       aims: [{ metric: tokens_per_second, at_least: 1.35 }] }";
 
 fn row<'a>(out: &'a str, name: &str, metric: &str) -> &'a str {
@@ -320,9 +330,8 @@ fn results_of_several_invocations_add_up_in_the_table_the_document_and_the_pictu
         harness(&["bench", "report", &out, "--markdown", "--into", &document, "--svg", &svg]);
     assert_eq!((code, printed.as_str()), (0, ""), "{errors}");
     let table = std::fs::read_to_string(stand.path("out/bench.md")).unwrap();
-    let expected = format!(
-        "before\n<!-- bench:begin -->\n![Each pair, the medians and the aims](page.svg)\n\n{table}<!-- bench:end -->\nafter\n"
-    );
+    let picture = "![Each pair, the medians and the aims](page.svg)";
+    let expected = format!("before\n<!-- bench:begin -->\n{picture}\n\n{table}<!-- bench:end -->\nafter\n");
     assert_eq!(std::fs::read_to_string(&document).unwrap(), expected);
     assert!(std::fs::read_to_string(&svg).unwrap().contains("ddp-other"));
     let (code, printed, _) = harness(&["bench", "report", &out]);
@@ -366,8 +375,10 @@ fn an_interrupt_keeps_what_is_known() {
     let here = stand.folder.path().display();
     let side = "ranks: 1, ours: { strategy: single }, theirs: { strategy: single }";
     let plan = format!(
-        "pairs: 1\nwarmup_steps: 1\nlinks: {{ slow: {{ launcher: [{here}/launcher, '{{ranks}}'], teardown: [[{here}/cluster, down]] }} }}\n\
-         comparisons: [{{ name: a, config: c.yaml, {side} }}, {{ name: b, config: c.yaml, link: slow, set: [behave=hang], {side} }}]"
+        "pairs: 1\nwarmup_steps: 1\n\
+         links: {{ slow: {{ launcher: [{here}/launcher, '{{ranks}}'], teardown: [[{here}/cluster, down]] }} }}\n\
+         comparisons: [{{ name: a, config: c.yaml, {side} }}, \
+                       {{ name: b, config: c.yaml, link: slow, set: [behave=hang], {side} }}]"
     );
     std::fs::write(stand.path("plan.yaml"), plan).unwrap();
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lockstep-harness"));

@@ -227,7 +227,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn everything_lies_on_the_axis_and_in_order(values in proptest::collection::vec(1e-4..1e4f64, 1..20)) {
+        fn everything_lies_on_the_axis_and_in_order(
+            values in proptest::collection::vec(1e-4..1e4f64, 1..20),
+        ) {
             let scale = Scale::over(values.iter().copied());
             let mut sorted = values.clone();
             sorted.sort_by(f64::total_cmp);

@@ -208,10 +208,39 @@ mod tests {
         assert!(gap > 0.0, "taken for another's it must count: {gap}");
     }
 
+    /// What a launcher leaves to others to wait for is told from strangers by a control group only.
+    #[test]
+    fn an_orphan_is_ours_where_there_is_a_control_group() {
+        let folder = tempfile::tempdir().unwrap();
+        let done = folder.path().join("done");
+        let cores = Cores::new();
+        let before = cores.read().unwrap();
+        let work = "(i=0; while [ $i -lt 500000 ]; do i=$((i+1)); done; : > \"$0\") > /dev/null 2>&1 &";
+        let status = std::process::Command::new("setsid").args(["sh", "-c", work]).arg(&done).status();
+        assert!(status.unwrap().success());
+        for _ in 0..6000 {
+            if done.exists() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(done.exists(), "the orphan has not finished");
+        let own = cores.read().unwrap().own_seconds - before.own_seconds;
+        match cores.accounting() {
+            Accounting::Cgroup => assert!(own > 0.05, "{own}"),
+            // Other tests' children may have been waited for meanwhile: nothing can be said.
+            Accounting::Children => {}
+        }
+    }
+
     proptest! {
         #[test]
         fn a_share_is_never_negative_and_grows_with_what_others_did(
-            own in 0.0..100f64, others in 0.0..100f64, more in 0.0..10f64, wall in 1.0..100f64, cores in 1..64usize
+            own in 0.0..100f64,
+            others in 0.0..100f64,
+            more in 0.0..10f64,
+            wall in 1.0..100f64,
+            cores in 1..64usize,
         ) {
             let available = wall * cores as f64;
             let quiet = share(own, own, available);

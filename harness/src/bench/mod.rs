@@ -8,6 +8,7 @@ mod cores;
 mod links;
 mod markdown;
 mod measure;
+mod order;
 mod output;
 mod plan;
 mod results;

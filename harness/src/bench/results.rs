@@ -86,8 +86,8 @@ pub struct Pair {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     pub aim: Aim,
-    /// One per pair that counts (the quiet ones; all if none was quiet, or if nothing is timed): ours ÷ theirs,
-    /// but see [`Metric`].
+    /// One per pair that counts (the quiet ones; all if none was quiet, or if nothing is timed): ours ÷
+    /// theirs, but see [`Metric`].
     pub figures: Vec<f64>,
     pub spread: Option<Spread>,
     pub met: Met,

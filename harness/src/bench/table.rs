@@ -67,8 +67,8 @@ impl Table {
         let [name, ranks, link, metric, ratio, range, pairs, disturbed, aim, met] = columns;
         let (w_name, w_link) = (self.name, self.link);
         let line = format!(
-            "{name:w_name$}  {ranks:>5}  {link:w_link$}  {metric:METRIC_WIDTH$}  {ratio:>11}  {range:15}  {pairs:>5}  \
-             {disturbed:>9}  {aim:7}  {met}"
+            "{name:w_name$}  {ranks:>5}  {link:w_link$}  {metric:METRIC_WIDTH$}  {ratio:>11}  {range:15}  \
+             {pairs:>5}  {disturbed:>9}  {aim:7}  {met}"
         );
         line.trim_end().to_owned()
     }

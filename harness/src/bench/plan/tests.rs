@@ -10,7 +10,8 @@ fn load(text: &str) -> Result<Plan, String> {
     Plan::load(&path).map_err(|error| error.to_string())
 }
 
-const HEAD: &str = "links: { slow: { launcher: [l, '{ranks}'] } }\npeers: { torch: { label: PyTorch, command: [p, '{golden}'] } }\n";
+const HEAD: &str = "links: { slow: { launcher: [l, '{ranks}'] } }\n\
+                    peers: { torch: { label: PyTorch, command: [p, '{golden}'] } }\n";
 const OURS: &str = "config: c.yaml, ranks: 2, ours: { strategy: ddp }";
 
 fn load_comparison(fields: &str) -> Result<Plan, String> {
@@ -83,8 +84,8 @@ fn each_mistake_is_named() {
 fn what_a_comparison_leaves_out_comes_from_the_plan_and_then_from_here() {
     let plan = load(&format!(
         "pairs: 7\nsteps: 4\n{HEAD}comparisons: [{{ name: a, {OURS}, theirs: {{ peer: torch }} }}, \
-         {{ name: b, {OURS}, theirs: {{ strategy: ddp, set: [parallel.reduction=native], flags: [--comm, none] }}, \
-            steps: 9, link: slow }}]"
+         {{ name: b, {OURS}, steps: 9, link: slow, \
+            theirs: {{ strategy: ddp, set: [parallel.reduction=native], flags: [--comm, none] }} }}]"
     ))
     .unwrap();
     let [a, b] = &plan.comparisons[..] else { panic!("two comparisons") };
