@@ -6,14 +6,15 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use lockstep_record::exit;
 
+use crate::bench::BenchArgs;
 use crate::compare::{CompareError, Mode, Tolerance, compare};
 use crate::report;
 use crate::verify::{self, Keep, Options};
 
 /// Compares training runs bit for bit, and proves that a trainer keeps its promise.
 ///
-/// Exit codes: 0 equal; 2 wrong command line or plan; 100 a difference was found; 101 something could not be
-/// compared or run, so nothing is known about it.
+/// Exit codes: 0 equal, or measured; 2 wrong command line or plan; 100 a difference was found, or with `bench
+/// --strict` an aim was missed; 101 something could not be compared or run, so nothing is known about it.
 #[derive(Debug, Parser)]
 #[command(name = "lockstep-harness", version)]
 pub struct Cli {
@@ -27,6 +28,8 @@ enum Command {
     Compare(CompareArgs),
     /// Run a plan of launches, compare each with its golden run, and report.
     Verify(VerifyArgs),
+    /// Measure ours against theirs in pairs of runs, and report the ratios.
+    Bench(BenchArgs),
 }
 
 #[derive(Debug, Args)]
@@ -62,7 +65,8 @@ struct VerifyArgs {
     /// Only cases whose GROUP/NAME contains this (`*` stands for anything); their golden runs always run.
     #[arg(long, value_name = "PATTERN")]
     only: Option<String>,
-    /// Command that starts N ranks, with {ranks} for N [default: $LOCKSTEP_MPIRUN or mpirun, with its options]
+    /// Command that starts N ranks, with {ranks} for N [default: $LOCKSTEP_MPIRUN or mpirun, with its
+    /// options]
     #[arg(long, value_name = "COMMAND")]
     launcher: Option<String>,
     /// Stop at the first case that does not pass, instead of going on with the rest.
@@ -99,6 +103,7 @@ impl Cli {
         match self.command {
             Command::Compare(args) => run_compare(&args, out, errors),
             Command::Verify(args) => run_verify(args, out, errors),
+            Command::Bench(args) => args.run(out, errors),
         }
     }
 }

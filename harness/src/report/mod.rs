@@ -8,6 +8,7 @@ mod junit;
 mod reporter;
 mod sentence;
 mod table;
+mod text;
 
 pub use cell::{Cell, Outcome, Report};
 pub use comparison::{comparison_json, comparison_text};
@@ -16,3 +17,4 @@ pub use html::html;
 pub use junit::junit;
 pub use reporter::Reporter;
 pub use sentence::sentence;
+pub use text::{one_line, write_whole};
