@@ -8,3 +8,4 @@ mod launch;
 #[cfg(feature = "mutations")]
 mod negative_controls;
 mod resume;
+mod tune;

@@ -9,6 +9,7 @@ use lockstep_record::exit;
 use crate::bench::BenchArgs;
 use crate::compare::{CompareError, Mode, Tolerance, compare};
 use crate::report;
+use crate::tune::TuneArgs;
 use crate::verify::{self, Keep, Options};
 
 /// Compares training runs bit for bit, and proves that a trainer keeps its promise.
@@ -30,6 +31,8 @@ enum Command {
     Verify(VerifyArgs),
     /// Measure ours against theirs in pairs of runs, and report the ratios.
     Bench(BenchArgs),
+    /// Find the fastest bucket size, overlap and threads for a training on this machine.
+    Tune(TuneArgs),
 }
 
 #[derive(Debug, Args)]
@@ -104,6 +107,7 @@ impl Cli {
             Command::Compare(args) => run_compare(&args, out, errors),
             Command::Verify(args) => run_verify(args, out, errors),
             Command::Bench(args) => args.run(out, errors),
+            Command::Tune(args) => args.run(out, errors),
         }
     }
 }
