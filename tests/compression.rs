@@ -9,12 +9,12 @@ use crate::launch::{Launch, assert_equal};
 
 const STEPS: u64 = 40;
 
-/// Each kind, and how far from the exact run its loss may be after [`STEPS`] steps, in nats per token. The exact run's
-/// falls by 2.5 meanwhile; the bounds are several times what was seen when the test was written (ranks 2 and 3).
+/// Each kind, and how far from the exact run's 3.47 nats per token its loss may be after [`STEPS`] steps, from 5.5 at first. Seen on
+/// 2 and 3 ranks when this was written: at most BF16, 1.1e-5 and 5.7e-2.
 const KINDS: [(&[&str], f64); 3] = [
-    (&["parallel.compression=bf16"], 0.01),
-    (&["parallel.compression=fp16"], 0.01),
-    (&["parallel.compression=powersgd", "parallel.powersgd_rank=2"], 0.3),
+    (&["parallel.compression=bf16"], 5e-3),
+    (&["parallel.compression=fp16"], 1e-3),
+    (&["parallel.compression=powersgd", "parallel.powersgd_rank=2"], 0.2),
 ];
 
 fn launch(ranks: usize, strategy: &str, sets: &[&str]) -> Launch {
@@ -55,7 +55,6 @@ fn every_kind_on_every_strategy() {
             launch(ranks, strategy, sets).run(&run).ok();
             assert_replicas_agree(&run, ranks as u32);
             let apart = (last_loss(&run) - exact).abs();
-            println!("{sets:?} on {ranks} ranks of {strategy}: {apart:.2e} from the exact loss {exact:.3}");
             assert!(apart > 0.0 && apart < bound, "{sets:?}, {ranks} ranks of {strategy}: {apart}");
         }
     }
@@ -103,8 +102,12 @@ fn less_travels() {
     assert_eq!(sent("bf16", "ddp", KINDS[0].0), ddp / 2.0);
     assert_eq!(sent("fp16", "ddp", KINDS[1].0), ddp / 2.0);
     // The other half is parameters, which travel whole.
-    assert_eq!(sent("zero1-bf16", "zero1", KINDS[0].0), zero1 * 0.75);
-    assert!(sent("powersgd", "ddp", KINDS[2].0) < ddp / 4.0);
+    let share = sent("zero1-bf16", "zero1", KINDS[0].0) / zero1;
+    // Shards are equal but for a block a bucket.
+    assert!((share - 0.75).abs() < 0.02, "{share}");
+    // In a model as narrow as this one biases and padding, which travel whole, weigh most.
+    let wide = [&["model.width=128"], KINDS[2].0].concat();
+    assert!(sent("powersgd", "ddp", &wide) < sent("wide", "ddp", &wide[..1]) / 4.0);
 }
 
 /// Residuals are in no checkpoint, so a resume is another approximation, and no worse.
@@ -166,17 +169,20 @@ fn the_harness_tells_it_from_the_exact_run() {
     assert!(close.passed(), "{:?}", close.first_difference());
 }
 
-/// The negative control: without its residuals PowerSGD loses for ever what two directions cannot say.
+/// The negative control: without its residuals PowerSGD loses for ever what two directions cannot say. With SGD, since AdamW
+/// makes up for a gradient that is too small.
 #[cfg(feature = "mutations")]
 #[test]
 fn without_residuals_it_does_not_converge_as_well() {
     let folder = tempfile::tempdir().unwrap();
-    let at = |name: &str| folder.path().join(name);
-    let (sets, bound) = KINDS[2];
-    launch(1, "single", &[]).run(&at("exact")).ok();
-    launch(2, "ddp", sets).run(&at("kept")).ok();
-    launch(2, "ddp", sets).mutate("forget-residuals").run(&at("forgotten")).ok();
-    let apart = |name: &str| (last_loss(&at(name)) - last_loss(&at("exact"))).abs();
-    println!("kept {:.3}, forgotten {:.3}", apart("kept"), apart("forgotten"));
-    assert!(apart("kept") < bound && apart("forgotten") > 2.0 * apart("kept"));
+    let loss = |name: &str, launch: Launch| {
+        let sgd = ["optim.kind=sgd", "optim.lr=0.3", "schedule.kind=constant", "optim.clip_norm=null"];
+        let launch = sgd.iter().fold(launch.set("schedule.steps=60"), |launch, set| launch.set(set));
+        launch.run(&folder.path().join(name)).ok();
+        last_loss(&folder.path().join(name))
+    };
+    let exact = loss("exact", launch(1, "single", &[]));
+    let kept = loss("kept", launch(2, "ddp", KINDS[2].0)) - exact;
+    let forgotten = loss("forgotten", launch(2, "ddp", KINDS[2].0).mutate("forget-residuals")) - exact;
+    assert!(forgotten > 3.0 * kept.abs(), "{kept} with residuals, {forgotten} without");
 }

@@ -80,10 +80,7 @@ impl<'a> Session<'a> {
         let optimizer = Optimizer::new(&config.optim, &layout, ownership.owned(comm.rank()));
         let mut strategy = strategy::build(kind, &setting, &ownership, isolated);
         let compression = config.parallel.compression_name().filter(|_| comm.size() > 1 && !isolated);
-        if let Some(name) = &compression {
-            tracing::warn!(
-                "parallel.compression: {name}: the result is an approximation that depends on the number of ranks"
-            );
+        if compression.is_some() {
             strategy = compress::wrap(strategy, &config.parallel, config.run.seed, &setting, &ownership);
         }
         let tools = Tools {
