@@ -10,10 +10,10 @@ use crate::launch::{Launch, assert_equal};
 const STEPS: u64 = 40;
 
 /// Each kind, and how far from the exact run's 3.47 nats per token its loss may be after [`STEPS`] steps, from 5.5 at first. Seen on
-/// 2 and 3 ranks when this was written: at most BF16, 1.1e-5 and 5.7e-2.
+/// 2 and 3 ranks when this was written: at most 3.0e-5, 1.1e-5 and 5.7e-2.
 const KINDS: [(&[&str], f64); 3] = [
-    (&["parallel.compression=bf16"], 5e-3),
-    (&["parallel.compression=fp16"], 1e-3),
+    (&["parallel.compression=bf16"], 1e-3),
+    (&["parallel.compression=fp16"], 3e-4),
     (&["parallel.compression=powersgd", "parallel.powersgd_rank=2"], 0.2),
 ];
 
