@@ -91,7 +91,25 @@ fn the_fastest_is_written_and_runs_take_turns() {
     assert!(!config.contains("threads_per_rank"), "{config}");
     assert!(std::fs::read_to_string(stand.path("tuned.svg")).unwrap().contains("</svg>"));
     let diary = std::fs::read_to_string(stand.path("diary")).unwrap();
-    assert_eq!(diary.lines().collect::<Vec<_>>(), ["own", "1", "1", "25", "25", "1"]);
+    // Three of each in turn, then five pairs to confirm.
+    let (sweep, again) =
+        (["own", "1", "1", "25", "25", "1"], ["25", "1", "1", "25", "25", "1", "1", "25", "25", "1"]);
+    assert_eq!(diary.lines().collect::<Vec<_>>(), [&sweep[..], &again].concat());
+    assert!(printed.contains("once more"), "{printed}");
+}
+
+/// The best of many by chance: when both run again, it is no faster.
+#[test]
+fn luck_is_not_written() {
+    let stand = Stand::new(&[("own", 1.0), ("25", 1.0), ("1", 0.5)]);
+    // After the sweep the faster setting is as slow as the other.
+    let trainer = std::fs::read_to_string(stand.path("lockstep")).unwrap();
+    let tired = "[ $(wc -l < \"$here/diary\") -gt 6 ] && bucket=25\nmkdir -p";
+    std::fs::write(stand.path("lockstep"), trainer.replace("mkdir -p", tired)).unwrap();
+    let (code, printed, errors) = stand.tune(&[]);
+    assert_eq!(code, exit::OK, "{errors}");
+    assert!(printed.contains("seemed faster, but was not when both ran again"), "{printed}");
+    assert!(std::fs::read_to_string(stand.path("tuned.yaml")).unwrap().contains("bucket_mb: 25"));
 }
 
 #[test]

@@ -22,6 +22,8 @@ impl Measured {
 pub enum Choice {
     /// The index of a setting all of whose runs were faster than all of the configuration's own.
     Better(usize),
+    /// This one was so at first, and was not when both ran again.
+    NotConfirmed(usize),
     /// The configuration's own is the fastest.
     OwnIsBest,
     /// This one has the higher median, but the runs overlap: the difference may be chance.
@@ -29,7 +31,8 @@ pub enum Choice {
 }
 
 /// Judges the settings, of which the first is the configuration's own. One is better only if its slowest run beats the own
-/// setting's fastest one: the machine's noise is the yardstick. Of those the highest median wins.
+/// setting's fastest one: the machine's noise is the yardstick. Of those the highest median wins. Of three runs each that
+/// happens by chance once in 20 (6 choose 3), and there are several settings: so [`confirm`] has the last word.
 pub fn choose(measured: &[Measured]) -> Choice {
     let spreads: Vec<Option<Spread>> = measured.iter().map(Measured::spread).collect();
     let Some(Some(own)) = spreads.first().copied() else { return Choice::OwnIsBest };
@@ -49,12 +52,21 @@ pub fn choose(measured: &[Measured]) -> Choice {
     }
 }
 
+/// Judges the better setting once more, by new runs of the own setting and of that one: the choice of the best of many is not
+/// in them, and with five of each chance passes once in 252 (10 choose 5).
+pub fn confirm(better: usize, own_again: &Measured, better_again: &Measured) -> Choice {
+    match choose(&[own_again.clone(), better_again.clone()]) {
+        Choice::Better(_) => Choice::Better(better),
+        _ => Choice::NotConfirmed(better),
+    }
+}
+
 impl Choice {
     /// The index of the setting to use.
     pub fn index(self) -> usize {
         match self {
             Self::Better(index) => index,
-            Self::OwnIsBest | Self::WithinSpread(_) => 0,
+            Self::OwnIsBest | Self::WithinSpread(_) | Self::NotConfirmed(_) => 0,
         }
     }
 
@@ -74,6 +86,10 @@ impl Choice {
                     best.setting
                 )
             }
+            Self::NotConfirmed(index) => format!(
+                "the configuration's own setting stays: {} seemed faster, but was not when both ran again",
+                measured[index].setting
+            ),
             Self::OwnIsBest => "the configuration's own setting is the fastest: it stays".into(),
             Self::WithinSpread(index) => format!(
                 "the configuration's own setting stays: {} has the higher median, but their runs overlap",
@@ -106,6 +122,14 @@ mod tests {
         // A higher median that overlaps does not hide a clear winner.
         let clear: &[f64] = &[105.0, 106.0, 107.0];
         assert_eq!(choose(&measured(&[own, &[103.0, 120.0, 119.0], clear])), Choice::Better(2));
+    }
+
+    #[test]
+    fn what_seemed_better_must_be_so_again() {
+        let own: &[f64] = &[100.0, 104.0, 98.0];
+        let again = measured(&[own, &[99.0, 120.0, 119.0], &[105.0, 106.0, 107.0]]);
+        assert_eq!(confirm(7, &again[0], &again[1]), Choice::NotConfirmed(7));
+        assert_eq!(confirm(7, &again[0], &again[2]), Choice::Better(7));
     }
 
     #[test]

@@ -21,13 +21,15 @@ use crate::launch::{
     Expected, Launch, Launcher, PlaceError, check_world, complaint, find_trainer, make_work_dir, stop_flag,
 };
 use crate::report::write_whole;
-use choice::{Measured, choose};
+use choice::{Choice, Measured, choose, confirm};
 use setting::{Setting, Sweep};
 
 pub use args::TuneArgs;
 
 /// Steps of each run that do not count: memory is found, the order of gradients learned, caches filled.
 const STEPS_OF_WARM_UP: u64 = 2;
+/// New runs of each side when a setting seems better than the configuration's own.
+const CONFIRMATIONS: u32 = 5;
 
 /// What was asked for.
 #[derive(Clone, Debug)]
@@ -86,11 +88,17 @@ pub fn tune(options: &Options, out: &mut dyn Write, progress: &mut dyn Write) ->
     let stop = stop_flag(&work_dir)?;
     let sweeper = Sweeper { options, trainer, launcher, work_dir, stop };
     let measured = sweeper.measure(progress)?;
-    let choice = choose(&measured);
-    let text = output::table(&measured, choice) + &choice.explain(&measured);
+    let mut choice = choose(&measured);
+    let mut again = Vec::new();
+    if let Choice::Better(index) = choice {
+        again = sweeper.again([measured[0].setting, measured[index].setting], progress)?;
+        choice = confirm(index, &again[0], &again[1]);
+    }
+    let findings = output::Findings { measured, again, choice };
+    let text = findings.table() + &choice.explain(&findings.measured);
     writeln!(out, "{text}").map_err(TuneError::Print)?;
-    write(&options.out, &output::config(options, &measured, choice))?;
-    write(&picture, &output::picture(&measured, choice)?)?;
+    write(&options.out, &findings.config(options))?;
+    write(&picture, &findings.picture()?)?;
     writeln!(out, "wrote {} and {}", options.out.display(), picture.display()).map_err(TuneError::Print)
 }
 
@@ -142,6 +150,21 @@ impl Sweeper<'_> {
             }
         }
         Ok(measured)
+    }
+
+    /// New runs of two settings, who goes first changing from pair to pair.
+    fn again(&self, settings: [Setting; 2], progress: &mut dyn Write) -> Result<Vec<Measured>, TuneError> {
+        let mut measured = settings.map(|setting| Measured { setting, runs: Vec::new() });
+        for pair in 0..CONFIRMATIONS {
+            for turn in 0..2 {
+                let side = &mut measured[((pair + turn) % 2) as usize];
+                let run = self.options.repetitions + pair + 1;
+                let (_, tokens_per_second) = self.run(Some(side.setting), run)?;
+                let _ = writeln!(progress, "again {}: {tokens_per_second:.0} tokens/s", side.setting);
+                side.runs.push(tokens_per_second);
+            }
+        }
+        Ok(measured.into())
     }
 
     fn book(&self, measured: &mut Measured, tokens_per_second: f64, progress: &mut dyn Write) {

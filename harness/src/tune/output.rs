@@ -10,45 +10,58 @@ use super::{Options, STEPS_OF_WARM_UP};
 
 const TEMPLATE: &str = include_str!("tune.svg");
 
-/// One line a setting: median and range of its runs; the chosen one is marked.
-pub fn table(measured: &[Measured], choice: Choice) -> String {
-    let mut text = format!("  {:<34} {:>12}   range of runs\n", "setting", "tokens/s");
-    for (index, line) in measured.iter().enumerate() {
-        let Some(spread) = line.spread() else { continue };
-        let mark = if index == choice.index() { '*' } else { ' ' };
-        let own = if index == 0 { "  as configured" } else { "" };
-        // Writing to a string cannot fail.
-        let _ = writeln!(
-            text,
-            "{mark} {:<34} {:>12.0}   {:.0} to {:.0}{own}",
-            line.setting, spread.median, spread.min, spread.max
-        );
-    }
-    text
+/// What a sweep found.
+pub struct Findings {
+    /// The configuration's own setting first.
+    pub measured: Vec<Measured>,
+    /// The own setting and the one that seemed better, once more; empty if none did.
+    pub again: Vec<Measured>,
+    pub choice: Choice,
 }
 
-/// A configuration that extends the ones that were measured with the best setting.
-pub fn config(options: &Options, measured: &[Measured], choice: Choice) -> String {
-    let mut text = format!(
-        "# Written by `lockstep-harness tune`: {} ranks, {} runs of {} steps each, after {STEPS_OF_WARM_UP} of warm-up.\n",
-        options.ranks, options.repetitions, options.steps
-    );
-    for set in &options.sets {
-        let _ = writeln!(text, "# Measured with --set {}, which this file does not hold.", one_line(set));
+/// `mark` and `note` stand around the setting's median and range.
+fn line(mark: char, measured: &Measured, note: &str) -> Option<String> {
+    let spread = measured.spread()?;
+    let (setting, median) = (measured.setting, spread.median);
+    Some(format!("{mark} {setting:<34} {median:>12.0}   {:.0} to {:.0}{note}\n", spread.min, spread.max))
+}
+
+impl Findings {
+    /// One line a setting: median and range of its runs; the chosen one is marked.
+    pub fn table(&self) -> String {
+        let head = format!("  {:<34} {:>12}   range of runs\n", "setting", "tokens/s");
+        let lines = self.measured.iter().enumerate().filter_map(|(index, measured)| {
+            let mark = if index == self.choice.index() { '*' } else { ' ' };
+            line(mark, measured, if index == 0 { "  as configured" } else { "" })
+        });
+        let again = self.again.iter().filter_map(|measured| line(' ', measured, "  once more"));
+        std::iter::once(head).chain(lines).chain(again).collect()
     }
-    let comment = table(measured, choice) + &choice.explain(measured);
-    comment.lines().for_each(|line| {
-        let _ = writeln!(text, "# {}", line.trim_end());
-    });
-    let names: Vec<String> =
-        options.configs.iter().map(|config| quoted(&extended(config, &options.out))).collect();
-    let best = measured[choice.index()].setting;
-    let _ = writeln!(text, "extends: [{}]", names.join(", "));
-    let _ = writeln!(text, "parallel: {{ bucket_mb: {}, overlap: {} }}", best.bucket_mb, best.overlap);
-    if best.threads != measured[0].setting.threads {
-        let _ = writeln!(text, "run: {{ threads_per_rank: {} }}", best.threads);
+
+    /// A configuration that extends the ones that were measured with the best setting.
+    pub fn config(&self, options: &Options) -> String {
+        let Self { measured, choice, .. } = self;
+        let mut text = format!(
+            "# Written by `lockstep-harness tune`: {} ranks, {} runs of {} steps each, after {STEPS_OF_WARM_UP} of warm-up.\n",
+            options.ranks, options.repetitions, options.steps
+        );
+        // Writing to a string cannot fail.
+        for set in &options.sets {
+            let _ = writeln!(text, "# Measured with --set {}, which this file does not hold.", one_line(set));
+        }
+        let comment = self.table() + &choice.explain(measured);
+        comment.lines().for_each(|line| {
+            let _ = writeln!(text, "# {}", line.trim_end());
+        });
+        let names = options.configs.iter().map(|config| quoted(&extended(config, &options.out)));
+        let best = measured[choice.index()].setting;
+        let _ = writeln!(text, "extends: [{}]", names.collect::<Vec<_>>().join(", "));
+        let _ = writeln!(text, "parallel: {{ bucket_mb: {}, overlap: {} }}", best.bucket_mb, best.overlap);
+        if best.threads != measured[0].setting.threads {
+            let _ = writeln!(text, "run: {{ threads_per_rank: {} }}", best.threads);
+        }
+        text
     }
-    text
 }
 
 /// How a file in `out`'s folder names `config`: a neighbour by its name, other files by their whole path, and what is no file
@@ -82,30 +95,33 @@ const RIGHT: f64 = 760.0;
 const TOP: f64 = 60.0;
 const ROW: f64 = 26.0;
 
-/// Each run as a dot, each median as a line; the axis begins at zero, so that lengths compare.
-pub fn picture(measured: &[Measured], choice: Choice) -> Result<String, minijinja::Error> {
-    let highest = measured.iter().flat_map(|line| &line.runs).copied().fold(1.0, f64::max);
-    let x = |value: f64| ((LEFT + (RIGHT - LEFT) * value / highest) * 10.0).round() / 10.0;
-    let rows = measured.iter().enumerate().filter_map(|(index, line)| {
-        let spread = line.spread()?;
-        Some(context! {
-            label => line.setting.to_string(),
-            y => TOP + ROW * (index as f64 + 0.5),
-            dots => line.runs.iter().map(|&run| x(run)).collect::<Vec<_>>(),
-            median => x(spread.median),
-            text => format!("{:.0}{}", spread.median, if index == 0 { ", as configured" } else { "" }),
-            chosen => index == choice.index(),
+impl Findings {
+    /// Each run as a dot, each median as a line; the axis begins at zero, so that lengths compare.
+    pub fn picture(&self) -> Result<String, minijinja::Error> {
+        let Self { measured, choice, .. } = self;
+        let highest = measured.iter().flat_map(|line| &line.runs).copied().fold(1.0, f64::max);
+        let x = |value: f64| ((LEFT + (RIGHT - LEFT) * value / highest) * 10.0).round() / 10.0;
+        let rows = measured.iter().enumerate().filter_map(|(index, line)| {
+            let spread = line.spread()?;
+            Some(context! {
+                label => line.setting.to_string(),
+                y => TOP + ROW * (index as f64 + 0.5),
+                dots => line.runs.iter().map(|&run| x(run)).collect::<Vec<_>>(),
+                median => x(spread.median),
+                text => format!("{:.0}{}", spread.median, if index == 0 { ", as configured" } else { "" }),
+                chosen => index == choice.index(),
+            })
+        });
+        let mut environment = Environment::new();
+        environment.add_template("tune.svg", TEMPLATE)?;
+        environment.get_template("tune.svg")?.render(context! {
+            rows => rows.collect::<Vec<_>>(),
+            left => LEFT, right => RIGHT, width => RIGHT + 160.0,
+            bottom => TOP + ROW * measured.len() as f64,
+            own => measured.first().and_then(Measured::spread).map(|spread| x(spread.median)),
+            highest => format!("{highest:.0}"),
         })
-    });
-    let mut environment = Environment::new();
-    environment.add_template("tune.svg", TEMPLATE)?;
-    environment.get_template("tune.svg")?.render(context! {
-        rows => rows.collect::<Vec<_>>(),
-        left => LEFT, right => RIGHT, width => RIGHT + 160.0,
-        bottom => TOP + ROW * measured.len() as f64,
-        own => measured.first().and_then(Measured::spread).map(|spread| x(spread.median)),
-        highest => format!("{highest:.0}"),
-    })
+    }
 }
 
 #[cfg(test)]
