@@ -6,4 +6,5 @@ mod faults;
 mod launch;
 #[cfg(feature = "mutations")]
 mod negative_controls;
+mod overlap;
 mod resume;

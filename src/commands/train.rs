@@ -97,6 +97,12 @@ fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
         open_trace(&session, &run_dir)?;
     }
     session.corpus.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+    if session.overlap_is_missing() {
+        tracing::warn!(
+            "this MPI, or parallel.mpi_threads, lets a single thread communicate: it follows backward instead of \
+             overlapping it"
+        );
+    }
     let start = resume::start(&mut session, &run_dir, arguments.resume.as_deref())?;
     let course = Course::new(config, start.step, arguments.stop_after, stop_request)?;
     let segment = manifest::segment(&session, &start)?;
@@ -149,6 +155,7 @@ fn prepare_libtorch(threads: usize, deterministic: bool) -> Result<(), Failure> 
     let count = i32::try_from(threads).unwrap_or(i32::MAX);
     tch::set_num_threads(count);
     tch::set_num_interop_threads(1);
+    crate::torch::keep_freed_memory();
     crate::torch::set_deterministic(deterministic)?;
     Ok(())
 }

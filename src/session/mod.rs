@@ -82,11 +82,6 @@ impl<'a> Session<'a> {
             trace: trace.clone(),
         };
         let reducer = Reducer::new(comm, tools, config.parallel.overlap)?;
-        if config.parallel.overlap && comm.size() > 1 && !reducer.overlaps() {
-            tracing::warn!(
-                "MPI gives no thread level that parallel.overlap needs: communication follows backward"
-            );
-        }
         let parameters = Parameters::new(&layout);
         Ok(Self {
             config,
@@ -130,6 +125,11 @@ impl<'a> Session<'a> {
                 ),
             )),
         }
+    }
+
+    /// Whether communication could not be given a thread of its own, though that was asked for.
+    pub fn overlap_is_missing(&self) -> bool {
+        self.config.parallel.overlap && self.comm.size() > 1 && !self.reducer.overlaps()
     }
 
     pub fn tensors(&mut self) -> Tensors<'_> {
