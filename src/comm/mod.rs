@@ -1,10 +1,19 @@
 //! How ranks exchange data: one trait, an implementation without communication and one over MPI.
 
+mod call;
+mod check;
+mod doing;
+mod flight;
+mod inquiry;
 mod mpi;
+mod side_channel;
 mod solo;
 mod watchdog;
 
 pub use self::mpi::MpiComm;
+/// The level of thread support that an MPI gives.
+pub use ::mpi::Threading;
+use lockstep_record::RunDir;
 pub use solo::SoloComm;
 
 /// A collective that failed on this rank.
@@ -17,6 +26,9 @@ pub enum CommError {
         i32::MAX
     )]
     TooLarge { operation: &'static str, elements: usize },
+    /// All ranks have this error, and no data have moved.
+    #[error("{message}\nNo data have moved; this is a bug, found by parallel.check_collectives")]
+    Mismatch { message: String },
 }
 
 /// The collectives that the strategies are made of. All ranks call the same ones in the same order; each call
@@ -26,6 +38,20 @@ pub trait Comm {
     fn size(&self) -> usize;
     /// As the run record spells it: `solo`, `mpi`.
     fn name(&self) -> &'static str;
+
+    /// The training begins a step. This and [`Comm::at_bucket`] are for messages and the flight recorder only.
+    fn at_step(&self, _step: u64) {}
+
+    /// The collectives on `f32` are about this bucket from now on.
+    fn at_bucket(&self, _bucket: usize) {}
+
+    /// Where this rank's flight recorder is written if the run breaks; all ranks call it, before the first step.
+    fn record_to(&self, _run: &RunDir) {}
+
+    /// What the MPI library said when it started; none without MPI.
+    fn thread_level(&self) -> Option<Threading> {
+        None
+    }
 
     /// Sends `send_counts[r]` elements to each rank r and receives `recv_counts[r]` from it, all back to back.
     fn all_to_all(

@@ -5,7 +5,7 @@ use lockstep_record::{Ended, RunDir, exit};
 use super::config::resolve;
 use super::{manifest, plan, resume};
 use crate::cli::Train;
-use crate::comm::Comm;
+use crate::comm::{Comm, Threading};
 use crate::config::Resolved;
 use crate::launch::{Failure, StopRequest, end_all_ranks_on_panic, environment_rank, join, together};
 use crate::metrics::{Recorder, start_logging};
@@ -90,6 +90,8 @@ fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
     let stop_request = together(comm, exit::INTERNAL, StopRequest::listen())?;
     let lock = resume::claim(comm, &run_dir, arguments.resume.is_some())?;
     together(comm, exit::INTERNAL, start_logging(&run_dir, comm.rank()))?;
+    comm.record_to(&run_dir);
+    warn_of_threads(comm);
     session.corpus.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     let start = resume::start(&mut session, &run_dir, arguments.resume.as_deref())?;
     let course = Course::new(config, start.step, arguments.stop_after, stop_request)?;
@@ -113,6 +115,16 @@ fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
         eprintln!("{}", plan::closing_line(&ending, &run_dir));
     }
     Ok(ending.exit_code())
+}
+
+/// An MPI that gives less than was asked for costs something.
+fn warn_of_threads(comm: &dyn Comm) {
+    if let Some(level) = comm.thread_level().filter(|level| *level < Threading::Multiple) {
+        tracing::warn!(
+            "this MPI gives thread level {level:?}, not Multiple: after a time-out the watchdog cannot ask the other ranks \
+             what they are doing; use an MPI that is built with support for MPI_THREAD_MULTIPLE"
+        );
+    }
 }
 
 /// The initial state, before any step.

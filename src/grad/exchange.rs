@@ -42,6 +42,7 @@ impl Exchange {
         bucket: usize,
         shards: &[Range<usize>],
     ) -> Result<&[f32], CommError> {
+        comm.at_bucket(bucket);
         let mine = shards[self.rank].len();
         let held = self.partials[self.rank].len();
         let send_counts: Vec<usize> = shards.iter().map(|shard| shard.len() * held).collect();

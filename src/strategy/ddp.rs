@@ -8,6 +8,7 @@ use crate::config::schema::Reduction;
 use crate::grad::accumulate::Accumulator;
 use crate::grad::exchange::Exchange;
 use crate::grad::flat::Flat;
+use crate::mutate::{Mutation, strikes};
 
 pub struct Ddp {
     shards: Vec<Vec<Range<usize>>>,
@@ -26,9 +27,19 @@ impl Ddp {
 
     /// Reduce-scatter along the tree, then all-gather: as much traffic as a ring all-reduce.
     fn reduce_ordered(&mut self, comm: &dyn Comm, gradients: &mut Accumulator) -> Result<(), CommError> {
-        for (bucket, shards) in self.shards.iter().enumerate() {
-            let counts: Vec<usize> = shards.iter().map(Range::len).collect();
-            let shard = self.exchange.reduce_scatter(comm, gradients, bucket, shards)?;
+        let mut order: Vec<usize> = (0..self.shards.len()).collect();
+        if strikes(Mutation::BucketOrder, comm.rank(), comm.size()) {
+            order.reverse();
+        }
+        for bucket in order {
+            let shards = &self.shards[bucket];
+            let mut counts: Vec<usize> = shards.iter().map(Range::len).collect();
+            let mut shard = self.exchange.reduce_scatter(comm, gradients, bucket, shards)?;
+            if strikes(Mutation::GatherLength, comm.rank(), comm.size()) && !shard.is_empty() {
+                counts[0] += 1;
+                counts[comm.rank()] -= 1;
+                shard = &shard[1..];
+            }
             comm.all_gather(shard, gradients.gradient_mut()[bucket].as_mut_slice(), &counts)?;
         }
         Ok(())
@@ -47,10 +58,13 @@ impl Strategy for Ddp {
     fn reduce(&mut self, comm: &dyn Comm, gradients: &mut Accumulator) -> Result<(), CommError> {
         match self.reduction {
             Reduction::Ordered => self.reduce_ordered(comm, gradients),
-            Reduction::Native => gradients
-                .gradient_mut()
-                .iter_mut()
-                .try_for_each(|flat| comm.all_reduce_native(flat.as_mut_slice())),
+            Reduction::Native => {
+                for (bucket, flat) in gradients.gradient_mut().iter_mut().enumerate() {
+                    comm.at_bucket(bucket);
+                    comm.all_reduce_native(flat.as_mut_slice())?;
+                }
+                Ok(())
+            }
         }
     }
 

@@ -67,6 +67,7 @@ impl Strategy for Zero1 {
                 Reduction::Native => {
                     let counts: Vec<usize> = shards.iter().map(Range::len).collect();
                     self.scratch.resize(mine.len(), 0.0);
+                    comm.at_bucket(bucket);
                     comm.reduce_scatter_native(
                         gradients.gradient()[bucket].as_slice(),
                         &mut self.scratch,
@@ -80,7 +81,8 @@ impl Strategy for Zero1 {
     }
 
     fn publish(&mut self, comm: &dyn Comm, parameters: &mut [Flat]) -> Result<(), CommError> {
-        for (flat, shards) in parameters.iter_mut().zip(&self.shards) {
+        for (bucket, (flat, shards)) in parameters.iter_mut().zip(&self.shards).enumerate() {
+            comm.at_bucket(bucket);
             let counts: Vec<usize> = shards.iter().map(Range::len).collect();
             self.scratch.clear();
             self.scratch.extend_from_slice(&flat.as_slice()[shards[self.rank].clone()]);

@@ -11,6 +11,7 @@
 //! RUN/samples.jsonl        one line a step: the sample ids of every micro-batch
 //! RUN/digests.jsonl        one line per step, phase, tensor and distinct value: hash, norm, ranks that hold it
 //! RUN/logs/rank-00000.jsonl
+//! RUN/flight/rank-00000.jsonl   the last collectives of a rank, if the run broke
 //! RUN/checkpoints/step-00000100/{manifest.json, shard-00000-of-00004.safetensors, ...}
 //! RUN/report/              whatever was derived from the above
 //! ```
@@ -20,6 +21,7 @@
 mod checkpoint;
 mod digest;
 pub mod exit;
+mod flight;
 mod jsonl;
 mod layout;
 mod manifest;
@@ -28,6 +30,7 @@ mod steps;
 
 pub use checkpoint::{CheckpointFile, CheckpointManifest, Piece, TensorEntry, TrainingState};
 pub use digest::{BLOCK_BYTES, BLOCK_ELEMENTS, Digest, block_digests, tensor_digest};
+pub use flight::{Channel, FLIGHT_LINES_MAX, FlightLine, FlightState};
 pub use jsonl::{Lines, RecordError, read_json, read_lines};
 pub use layout::RunDir;
 pub use manifest::{DataInfo, Ended, Manifest, ModelInfo, Outcome, Program, RankInfo, Segment, TensorInfo};
