@@ -125,7 +125,7 @@ proptest! {
         let named = match (what, lengths) {
             (0, _) => { call.bucket = Some(4); "bucket 4".to_owned() }
             (1, _) => { call.dtype = "bf16"; "bf16".to_owned() }
-            (2, _) => { call.operation = "barrier"; "barrier, step 12".to_owned() }
+            (2, _) => { call.operation = "barrier"; "barrier of bucket 3, step 12".to_owned() }
             (3, Owned::Pairs(send, _)) => { send[other] += 1; format!("rank {victim} sends {}", send[other]) }
             (4, Owned::PerRank(counts)) => { counts[other] += 1; format!("which expects {}", counts[other]) }
             (5, _) => { call.elements += 1; format!("rank {victim} sends {}", call.elements) }
