@@ -115,9 +115,10 @@ impl Inquiry {
     }
 }
 
-/// How long a rank leaves it to lower ones to ask: longer for higher ranks, but never long.
+/// How long a rank leaves it to lower ones to ask: longer for higher ranks, but never long. The lowest waits too: a rank
+/// that was stopped and goes on must see first that it was asked.
 fn patience(rank: usize) -> Duration {
-    Duration::from_millis(100) * (rank + 1).next_power_of_two().trailing_zeros()
+    Duration::from_millis(100) * (rank + 2).next_power_of_two().trailing_zeros()
 }
 
 #[cfg(test)]

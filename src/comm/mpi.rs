@@ -175,12 +175,21 @@ fn layout(
     Ok((counts.iter().map(|&count| count as c_int).collect(), offsets.collect()))
 }
 
+/// Where MPI reads from. Rust's empty slice of bytes lies at address 1, which is Open MPI's MPI_IN_PLACE,
+/// so an empty slice is given another address.
 fn read<T>(slice: &[T]) -> *const c_void {
-    slice.as_ptr().cast()
+    match slice.is_empty() {
+        true => std::ptr::dangling::<u64>().cast(),
+        false => slice.as_ptr().cast(),
+    }
 }
 
+/// Where MPI writes to; see [`read`].
 fn write<T>(slice: &mut [T]) -> *mut c_void {
-    slice.as_mut_ptr().cast()
+    match slice.is_empty() {
+        true => std::ptr::dangling_mut::<u64>().cast(),
+        false => slice.as_mut_ptr().cast(),
+    }
 }
 
 // SAFETY of every call below: the buffers live across the (blocking) call and are as long as the counts say, which
