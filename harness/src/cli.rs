@@ -4,9 +4,10 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use lockstep_record::exit;
+use lockstep_record::{RunDir, exit};
 
 use crate::compare::{CompareError, Mode, Tolerance, compare};
+use crate::flight::{self, FlightError};
 use crate::report;
 use crate::verify::{self, Keep, Options};
 
@@ -27,6 +28,11 @@ enum Command {
     Compare(CompareArgs),
     /// Run a plan of launches, compare each with its golden run, and report.
     Verify(VerifyArgs),
+    /// Say where the ranks of a run that hung or broke part: who is missing, and what each was doing.
+    Flight {
+        /// Run directory.
+        run: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -99,6 +105,7 @@ impl Cli {
         match self.command {
             Command::Compare(args) => run_compare(&args, out, errors),
             Command::Verify(args) => run_verify(args, out, errors),
+            Command::Flight { run } => run_flight(run, out, errors),
         }
     }
 }
@@ -142,6 +149,20 @@ fn run_verify(args: VerifyArgs, out: &mut dyn Write, errors: &mut dyn Write) -> 
         Err(error) => {
             let _ = writeln!(errors, "error: {error}");
             error.exit_code()
+        }
+    }
+}
+
+fn run_flight(run: PathBuf, out: &mut dyn Write, errors: &mut dyn Write) -> i32 {
+    match flight::read(&RunDir::new(run)) {
+        Ok(flight) => finish(write!(out, "{}", flight.text()), exit::OK),
+        Err(error) => {
+            let _ = writeln!(errors, "error: {error}");
+            match error {
+                FlightError::NotARun(_) => exit::USAGE,
+                FlightError::NoFiles(_) => exit::NOTHING_TO_DO,
+                _ => exit::CASE_FAILED,
+            }
         }
     }
 }

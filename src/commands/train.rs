@@ -7,7 +7,7 @@ use lockstep_record::{Ended, RunDir, exit};
 use super::config::resolve;
 use super::{manifest, plan, resume};
 use crate::cli::{Exchanged, Train};
-use crate::comm::Comm;
+use crate::comm::{Comm, Threading};
 use crate::config::Resolved;
 use crate::launch::{Failure, StopRequest, end_all_ranks_on_panic, environment_rank, join, together};
 use crate::metrics::{Recorder, start_logging};
@@ -93,6 +93,8 @@ fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
     let stop_request = together(comm, exit::INTERNAL, StopRequest::listen())?;
     let lock = resume::claim(comm, &run_dir, arguments.resume.is_some())?;
     together(comm, exit::INTERNAL, start_logging(&run_dir, comm.rank()))?;
+    comm.record_to(&run_dir);
+    warn_of_threads(comm);
     if arguments.trace {
         open_trace(&session, &run_dir)?;
     }
@@ -136,6 +138,16 @@ fn open_trace(session: &Session, run_dir: &RunDir) -> Result<(), Failure> {
         .and_then(|()| session.trace.open(&path, comm.rank(), &manifest::hostname(), origin, offset_us))
         .map_err(|error| format!("cannot begin the trace {}: {error}", path.display()));
     together(comm, exit::INTERNAL, opened)
+}
+
+/// An MPI that gives less than was asked for costs something.
+fn warn_of_threads(comm: &dyn Comm) {
+    if let Some(level) = comm.thread_level().filter(|level| *level < Threading::Multiple) {
+        tracing::warn!(
+            "MPI's thread level is {level:?}, not Multiple (parallel.mpi_threads, or what this MPI was built for): after \
+             a time-out the watchdog cannot ask the other ranks what they are doing"
+        );
+    }
 }
 
 /// The initial state, before any step.

@@ -165,6 +165,9 @@ pub struct Parallel {
     /// Seconds that a collective may take before all ranks are ended with exit code 90.
     #[schemars(range(max = 1_000_000), extend("exclusiveMinimum" = 0))]
     pub timeout_s: f64,
+    /// Compare what the ranks are about to call before each collective, and end them with exit code 1 if they differ:
+    /// for debugging, since every collective then takes up to three small ones more.
+    pub check_collectives: bool,
 }
 
 /// What the ranks share out.

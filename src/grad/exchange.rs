@@ -61,7 +61,7 @@ impl Exchange {
             let places = self.received.chunks_exact_mut(mine.len().max(1));
             let mut recvs: Vec<Incoming> =
                 from.zip(places).map(|(from, place)| Incoming { from, bytes: bytes_mut(place) }).collect();
-            comm.exchange(&nonempty(sends), &mut recvs)?;
+            comm.exchange("reduce-scatter", &nonempty(sends), &mut recvs)?;
         }
         self.add_up(sums, mine);
         Ok(())
@@ -117,5 +117,5 @@ pub fn all_gather(comm: &dyn Comm, buffer: &mut [f32], shards: &[Range<usize>]) 
     let mut recvs: Vec<Incoming> =
         others.map(|(from, part)| Incoming { from, bytes: bytes_mut(part) }).collect();
     recvs.retain(|recv| !recv.bytes.is_empty());
-    comm.exchange(&nonempty(sends.collect()), &mut recvs)
+    comm.exchange("all-gather", &nonempty(sends.collect()), &mut recvs)
 }

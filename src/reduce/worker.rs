@@ -72,6 +72,7 @@ impl Desk {
     ) -> Result<(Done, f64), CommError> {
         let Tools { strategy, shards, trace, .. } = &mut self.0;
         let about = About::bucket(bucket, 4 * sums.gradient().len());
+        comm.at_bucket(bucket);
         let started = Instant::now();
         let span = trace.communication(Category::Communication, "reduce", about);
         strategy.reduce(comm, bucket, &mut sums)?;
@@ -93,6 +94,7 @@ impl Desk {
     ) -> Result<(Done, f64), CommError> {
         let Tools { strategy, trace, .. } = &mut self.0;
         let started = Instant::now();
+        comm.at_bucket(bucket);
         let about = About::bucket(bucket, 4 * parameters.len());
         let _span = trace.communication(Category::Communication, "gather", about);
         strategy.publish(comm, bucket, &mut parameters)?;

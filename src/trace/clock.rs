@@ -6,6 +6,7 @@ use crate::comm::{Comm, CommError, Incoming, Outgoing};
 
 /// Round trips with each rank; the quickest one counts, since its two ways are the most alike.
 const ROUND_TRIPS: usize = 16;
+const OPERATION: &str = "question for the time";
 
 /// One round trip, in microseconds since the local origin: asked and answered here, and what rank 0 read between.
 #[derive(Clone, Copy, Debug)]
@@ -27,32 +28,28 @@ fn now_us(origin: Instant) -> f64 {
 
 /// Microseconds to add to times since `origin` to have them on rank 0's clock, since its origin. All ranks call it.
 pub fn offset_to_rank_0(comm: &dyn Comm, origin: Instant) -> Result<f64, CommError> {
-    let mut mine = 0.0;
+    let mut mine = Vec::new();
     for rank in 1..comm.size() {
-        if comm.rank() == rank {
-            let mut trips = Vec::new();
-            for _ in 0..ROUND_TRIPS {
-                trips.push(ask(comm, origin)?);
-            }
-            mine = offset(&trips);
-        } else if comm.rank() == 0 {
-            (0..ROUND_TRIPS).try_for_each(|_| answer(comm, rank, origin))?;
+        for _ in 0..ROUND_TRIPS {
+            mine.extend(round_trip(comm, rank, origin)?);
         }
     }
-    Ok(mine)
+    Ok(offset(&mine))
 }
 
-fn ask(comm: &dyn Comm, origin: Instant) -> Result<RoundTrip, CommError> {
+/// Rank `rank` asks rank 0 for the time; the others take part without a message.
+fn round_trip(comm: &dyn Comm, rank: usize, origin: Instant) -> Result<Option<RoundTrip>, CommError> {
+    let (is_asked, asks) = (comm.rank() == 0, comm.rank() == rank);
     let asked = now_us(origin);
-    let mut there = [0u8; 8];
-    comm.exchange(&[Outgoing { to: 0, bytes: &[1] }], &mut [])?;
-    comm.exchange(&[], &mut [Incoming { from: 0, bytes: &mut there }])?;
-    Ok(RoundTrip { asked, there: f64::from_le_bytes(there), answered: now_us(origin) })
-}
-
-fn answer(comm: &dyn Comm, rank: usize, origin: Instant) -> Result<(), CommError> {
-    comm.exchange(&[], &mut [Incoming { from: rank, bytes: &mut [0] }])?;
-    comm.exchange(&[Outgoing { to: rank, bytes: &now_us(origin).to_le_bytes() }], &mut [])
+    let (mut question, mut there) = ([0u8; 1], [0u8; 8]);
+    let sends = asks.then_some(Outgoing { to: 0, bytes: &[1] });
+    let recvs = is_asked.then_some(Incoming { from: rank, bytes: &mut question });
+    comm.exchange(OPERATION, sends.as_slice(), recvs.into_iter().collect::<Vec<_>>().as_mut_slice())?;
+    let time = now_us(origin).to_le_bytes();
+    let sends = is_asked.then_some(Outgoing { to: rank, bytes: &time });
+    let recvs = asks.then_some(Incoming { from: 0, bytes: &mut there });
+    comm.exchange(OPERATION, sends.as_slice(), recvs.into_iter().collect::<Vec<_>>().as_mut_slice())?;
+    Ok(asks.then(|| RoundTrip { asked, there: f64::from_le_bytes(there), answered: now_us(origin) }))
 }
 
 #[cfg(test)]

@@ -56,6 +56,7 @@ pub fn run(
     let last = course.last;
     let mut progress = Progress::new(session.comm.rank(), session.config.schedule.steps, course.from_step);
     for step in course.from_step + 1..=last {
+        session.comm.at_step(step);
         let mut watch = Stopwatch::start(&session.trace, step);
         let samples = session.sampler.step(step);
         let digests_due = measure::digests_due(session.config, step, last);

@@ -10,7 +10,7 @@ use crate::grad::{flat, norm};
 use crate::launch::Failure;
 use crate::metrics::Fingerprint;
 use crate::model::Dropout;
-use crate::mutate::{Mutation, active};
+use crate::mutate::{Mutation, strikes};
 use crate::optim::learning_rate;
 use crate::session::Session;
 use crate::trace::{About, Category};
@@ -34,6 +34,9 @@ pub fn forward_backward(
     digests_due: bool,
     watch: &mut Stopwatch,
 ) -> Result<Local, Failure> {
+    while struck(session, Mutation::EndlessLoop) && step == 3 {
+        std::hint::spin_loop();
+    }
     let mut local = Local { losses: Vec::new(), samples: Vec::new(), gradients: Vec::new() };
     let record = digests_due && session.config.record.local_gradients;
     let tokens = session.tokens() as f64;
@@ -137,15 +140,15 @@ pub fn rate(config: &Config, step: u64) -> f64 {
     learning_rate(&config.schedule, config.optim.lr, step)
 }
 
-/// Whether this rank is the one that a planted bug strikes.
-fn struck(session: &Session) -> bool {
-    session.comm.size() > 1 && session.comm.rank() + 1 == session.comm.size()
+/// Whether a planted bug strikes this rank.
+fn struck(session: &Session, mutation: Mutation) -> bool {
+    strikes(mutation, session.comm.rank(), session.comm.size())
 }
 
 /// The sampler's ids, unless a planted bug swaps one.
 fn planted_samples(session: &Session, micro_batch: usize, ids: &[u64]) -> Vec<u64> {
     let mut ids = ids.to_vec();
-    if active(Mutation::OneSampleId) && struck(session) && micro_batch + 1 == session.micro_batches.end {
+    if struck(session, Mutation::OneSampleId) && micro_batch + 1 == session.micro_batches.end {
         ids[0] = (ids[0] + 1) % session.corpus.info().train_samples;
     }
     ids
@@ -153,7 +156,7 @@ fn planted_samples(session: &Session, micro_batch: usize, ids: &[u64]) -> Vec<u6
 
 /// The planted bug: one element of one rank's copy moves by one unit in the last place after step 2.
 pub fn plant_parameter(session: &mut Session, step: u64) -> Result<(), Failure> {
-    if active(Mutation::OneRanksParameter) && struck(session) && step == 2 {
+    if struck(session, Mutation::OneRanksParameter) && step == 2 {
         session.reducer.arrive_all()?;
         let slot = session.layout.slots[0].clone();
         let value = &mut session.parameters.buffers_mut()[slot.bucket].as_mut_slice()[slot.offset];
