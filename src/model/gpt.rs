@@ -2,6 +2,7 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::reader::Reader;
 use super::{Dropout, Initial, MicroBatch, Model};
 use crate::config::schema::{self, Positions};
 use crate::grad::layout::ParameterSpec;
@@ -27,14 +28,7 @@ pub struct Gpt {
     rotary: Option<(Tensor, Tensor)>,
 }
 
-/// Hands out parameters in the order in which [`Gpt::parameters`] lists them.
-struct Reader<'a>(std::slice::Iter<'a, Tensor>);
-
-impl<'a> Reader<'a> {
-    fn next(&mut self) -> Result<&'a Tensor, TchError> {
-        self.0.next().ok_or_else(|| TchError::Shape("fewer parameters than the model has".into()))
-    }
-
+impl Reader<'_> {
     /// y = x·w + b with w as `in × out`.
     fn linear(&mut self, input: &Tensor) -> Result<Tensor, TchError> {
         let (weight, bias) = (self.next()?, self.next()?);
@@ -146,7 +140,7 @@ impl Model for Gpt {
             Some(dropout) if dropout.probability > 0.0 => dropout.apply(site, &x),
             _ => Ok(x),
         };
-        let mut reader = Reader(parameters.iter());
+        let mut reader = Reader::new(parameters);
         let (x, tokens) = self.embed(&mut reader, &batch.inputs)?;
         let mut x = drop(0, x)?;
         for layer in 0..self.layers as u32 {
@@ -188,6 +182,9 @@ mod tests {
             width: 16,
             context: 8,
             dropout: 0.0,
+            layer_drop: 0.0,
+            stages: 1,
+            freeze: Vec::new(),
             positions,
         };
         Gpt::new(&model, 32)

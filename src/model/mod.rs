@@ -4,16 +4,20 @@
 
 mod dropout;
 mod gpt;
+mod reader;
+mod resnet;
 
 use tch::Tensor;
 
 pub use dropout::Dropout;
 pub use gpt::Gpt;
+pub use resnet::Resnet;
 
 use crate::config::schema;
 use crate::grad::layout::ParameterSpec;
 
-/// One micro-batch of token ids: `micro_batch_size × context`, int64, targets shifted by one.
+/// One micro-batch. Of a text: token ids, `micro_batch_size × context`, int64, targets shifted by one. Of images:
+/// fp32 pixels, `micro_batch_size × 3 × 32 × 32`, and int64 classes.
 pub struct MicroBatch {
     pub inputs: Tensor,
     pub targets: Tensor,
@@ -31,7 +35,7 @@ pub trait Model {
     /// In a fixed order: norms, checkpoints and the flat layout follow it.
     fn parameters(&self) -> Vec<(ParameterSpec, Initial)>;
 
-    /// Cross-entropy of a micro-batch, summed over its tokens: a scalar. `dropout` is None for evaluation.
+    /// Cross-entropy of a micro-batch, summed over its targets: a scalar. `dropout` is None for evaluation.
     fn loss(
         &self,
         parameters: &[Tensor],
@@ -40,9 +44,10 @@ pub trait Model {
     ) -> Result<Tensor, tch::TchError>;
 }
 
-/// The model that the configuration describes, for a vocabulary of this size.
+/// The model that the configuration describes, for a vocabulary of this size, or this many classes.
 pub fn build(model: &schema::Model, vocabulary: usize) -> Box<dyn Model> {
     match model.kind {
         schema::ModelKind::Gpt => Box::new(Gpt::new(model, vocabulary)),
+        schema::ModelKind::Resnet => Box::new(Resnet::new(model, vocabulary)),
     }
 }

@@ -3,18 +3,26 @@
 use tch::Tensor;
 
 use super::Session;
-use crate::data::{DataError, Split};
+use crate::data::{DataError, Inputs, Split};
 use crate::model::MicroBatch;
 
 impl Session<'_> {
-    /// The samples `ids` of the training or the validation part.
-    pub fn micro_batch(&self, split: Split, ids: &[u64]) -> Result<MicroBatch, DataError> {
-        let (mut inputs, mut targets) = (Vec::new(), Vec::new());
-        self.corpus.fill(split, ids, &mut inputs, &mut targets)?;
-        let shape = [ids.len() as i64, self.config.model.context as i64];
+    /// The samples `ids` of the training or the validation part, as they look in `epochs` (see
+    /// [`crate::data::Corpus::batch`]).
+    pub fn micro_batch(
+        &self,
+        split: Split,
+        ids: &[u64],
+        epochs: Option<&[u64]>,
+    ) -> Result<MicroBatch, DataError> {
+        let samples = self.corpus.batch(split, ids, epochs)?;
+        let inputs = match &samples.inputs {
+            Inputs::Tokens(tokens) => Tensor::from_slice(tokens),
+            Inputs::Pixels(pixels) => Tensor::from_slice(pixels),
+        };
         Ok(MicroBatch {
-            inputs: Tensor::from_slice(&inputs).view(shape),
-            targets: Tensor::from_slice(&targets).view(shape),
+            inputs: inputs.view(samples.input_shape.as_slice()),
+            targets: Tensor::from_slice(&samples.targets).view(samples.target_shape.as_slice()),
         })
     }
 }

@@ -12,7 +12,7 @@ pub use parameters::Parameters;
 use crate::checkpoint::{Expected, Tensors};
 use crate::comm::Comm;
 use crate::config::Config;
-use crate::data::{Corpus, Sampler};
+use crate::data::{self, Corpus, Sampler};
 use crate::grad::accumulate::Accumulator;
 use crate::grad::layout::Layout;
 use crate::launch::{Failure, together};
@@ -26,7 +26,7 @@ const MIB: f64 = 1048576.0;
 pub struct Session<'a> {
     pub config: &'a Config,
     pub comm: &'a dyn Comm,
-    pub corpus: Corpus,
+    pub corpus: Box<dyn Corpus>,
     pub sampler: Sampler,
     pub model: Box<dyn Model>,
     pub layout: Layout,
@@ -108,10 +108,10 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Tokens in the global batch.
+    /// Targets in the global batch: tokens of a text, or images.
     pub fn tokens(&self) -> u64 {
-        let Config { batch, model, .. } = self.config;
-        (batch.micro_batches * batch.micro_batch_size * model.context) as u64
+        let batch = &self.config.batch;
+        (batch.micro_batches * batch.micro_batch_size * self.corpus.targets_per_sample()) as u64
     }
 
     /// What a checkpoint after `step` steps says besides tensors.
@@ -158,8 +158,8 @@ impl<'a> Session<'a> {
 }
 
 /// Rank 0 first, so that a tokenizer is learned once and the others find it.
-fn load_corpus(config: &Config, comm: &dyn Comm) -> Result<Corpus, Failure> {
-    let load = || Corpus::load(&config.data, config.model.context);
+fn load_corpus(config: &Config, comm: &dyn Comm) -> Result<Box<dyn Corpus>, Failure> {
+    let load = || data::load(config);
     let first = if comm.rank() == 0 { Some(load()) } else { None };
     let first = together(comm, exit::USAGE, first.transpose())?;
     let corpus = together(comm, exit::USAGE, first.map_or_else(load, Ok))?;

@@ -35,7 +35,7 @@ pub fn forward_backward(
     let tokens = session.tokens() as f64;
     for (position, micro_batch) in session.micro_batches.clone().enumerate() {
         let ids = planted_samples(session, micro_batch, &samples.micro_batches[micro_batch]);
-        let batch = session.micro_batch(Split::Train, &ids)?;
+        let batch = session.micro_batch(Split::Train, &ids, Some(&samples.epochs[micro_batch]))?;
         watch.lap(Part::Data);
         let dropout = Dropout {
             probability: session.config.model.dropout,
