@@ -8,7 +8,7 @@ import numpy
 
 from golden import Refused
 
-IMAGES, SIDE, CLASSES = 4096, 32, 10
+IMAGES, SIDE, CLASSES = 4096, 32, 16
 PIXELS = 3 * SIDE * SIDE
 SEED = 0x0073686170657331
 # The random generator's number for this purpose (src/random.rs), and the words that choose what is drawn.
@@ -64,6 +64,12 @@ def covered(label, x, y, r):
             stripe(y),
             stripe(x),
             stripe(x + y),
+            stripe(long),
+            stripe(x) != stripe(y),
+            (square <= r * r) & (y < 0),
+            (abs(y) <= r) & (2 * abs(x) <= y + r),
+            (long <= r) & (3 * abs(y) <= r),
+            (long <= r) & (3 * abs(x) <= r),
         ],
     )
 

@@ -38,8 +38,7 @@ class Resnet(torch.nn.Module):
 
     def forward(self, inputs, targets):
         """Cross-entropy summed over the micro-batch's images."""
-        x = inputs.contiguous(memory_format=torch.channels_last)
-        x = F.relu(self.conv_norm("conv1", "bn1", x))
+        x = F.relu(self.conv_norm("conv1", "bn1", inputs))
         for stage in range(self.stages):
             for index in range(self.layers):
                 x = self.block(f"layer{stage + 1}.{index}", x, 2 if stage > 0 and index == 0 else 1)

@@ -135,7 +135,7 @@ pub struct Data {
 pub enum DataKind {
     /// One text file, cut into samples of `model.context` tokens.
     Text,
-    /// Images of 32 × 32 pixels in three colours, each of one of ten classes.
+    /// Images of 32 × 32 pixels in three colours, each of one class.
     Images,
 }
 

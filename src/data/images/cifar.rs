@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use super::{CLASSES, ImagesError, RECORD, Records};
+use super::{ImagesError, RECORD, Records};
+
+/// Airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck.
+pub const CLASSES: u8 = 10;
 
 const TRAIN: [&str; 5] =
     ["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"];
@@ -19,7 +22,7 @@ pub fn read(path: &Path) -> Result<Records, ImagesError> {
     }
     let validation = read_file(&path.join(VALIDATION))?;
     hasher.update(&validation);
-    Ok(Records { train, validation, digest: hasher.finalize().to_string() })
+    Ok(Records { train, validation, classes: CLASSES, digest: hasher.finalize().to_string() })
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, ImagesError> {

@@ -20,7 +20,6 @@ const SIDE: usize = 32;
 const PIXELS: usize = CHANNELS * SIDE * SIDE;
 /// The class and the pixels.
 const RECORD: usize = 1 + PIXELS;
-const CLASSES: u8 = 10;
 
 /// The set that is drawn by the program.
 const SHAPES: &str = "embedded:shapes";
@@ -64,6 +63,7 @@ pub enum ImagesError {
 struct Records {
     train: Vec<u8>,
     validation: Vec<u8>,
+    classes: u8,
     /// BLAKE3 of all records in order.
     digest: String,
 }
@@ -115,7 +115,7 @@ fn records(path: &Path, validation_fraction: f64) -> Result<Records, ImagesError
             let mut train = shapes::draw_all();
             let digest = blake3::hash(&train).to_string();
             let validation = train.split_off(train_part(shapes::IMAGES, validation_fraction) * RECORD);
-            Ok(Records { train, validation, digest })
+            Ok(Records { train, validation, classes: shapes::CLASSES, digest })
         }
         Some(name) => Err(ImagesError::UnknownEmbedded(name.into())),
         None => cifar::read(path),
@@ -128,7 +128,7 @@ impl Corpus for Images {
             digest: self.records.digest.clone(),
             tokenizer: "pixels".into(),
             tokenizer_digest: blake3::hash(PREPROCESSING.as_bytes()).to_string(),
-            vocabulary: u64::from(CLASSES),
+            vocabulary: u64::from(self.records.classes),
             train_samples: self.train_samples,
             validation_samples: self.validation_samples,
         }

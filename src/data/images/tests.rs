@@ -18,7 +18,7 @@ fn cifar(images: usize) -> tempfile::TempDir {
         let name = if file == 6 { "test_batch.bin".into() } else { format!("data_batch_{file}.bin") };
         let record = |i: usize| {
             let mut record = vec![16 * file + i as u8; RECORD];
-            record[0] = (file + i as u8) % CLASSES;
+            record[0] = (file + i as u8) % cifar::CLASSES;
             record
         };
         std::fs::write(folder.path().join(name), (0..images).flat_map(record).collect::<Vec<_>>()).unwrap();
