@@ -5,18 +5,8 @@ use tch::Tensor;
 use super::flat::{self, Flat};
 use super::layout::Layout;
 use super::tree::{Accumulation, LeafPlan};
+use super::unused::Usage;
 use crate::torch::{TorchError, take_grad};
-
-/// Why a micro-batch's gradient could not be taken.
-#[derive(Debug, thiserror::Error)]
-pub enum GradientError {
-    #[error(transparent)]
-    Torch(#[from] TorchError),
-    #[error(
-        "parameter {name} got no gradient from micro-batch {micro_batch}: the loss does not depend on it"
-    )]
-    Unused { name: String, micro_batch: usize },
-}
 
 /// Partial sums of one rank: `slots[slot][bucket]`.
 pub struct Accumulator {
@@ -26,26 +16,25 @@ pub struct Accumulator {
 
 impl Accumulator {
     pub fn new(plan: Accumulation, layout: &Layout) -> Self {
-        Self { slots: (0..plan.slots).map(|_| flat::zeros(layout)).collect(), plan }
+        Self { slots: (0..plan.slots).map(|_| flat::zeros_of_trained(layout)).collect(), plan }
     }
 
     /// Takes the gradients that backward left in the `leaves` (the model's parameters) for the `local`-th owned
-    /// micro-batch. Calls `seen` with each parameter's gradient as it came from autograd.
+    /// micro-batch. A missing one counts as zero, and is noted in `usage`. Calls `seen` with each trained parameter's
+    /// gradient as it came from autograd.
     pub fn take(
         &mut self,
         layout: &Layout,
         leaves: &mut [Tensor],
         local: usize,
-        micro_batch: usize,
+        usage: &mut Usage,
         mut seen: impl FnMut(usize, &[f32]),
-    ) -> Result<(), GradientError> {
+    ) -> Result<(), TorchError> {
         let LeafPlan { slot, stores, merges } = &self.plan.leaves[local];
-        for (index, leaf) in leaves.iter_mut().enumerate() {
-            let gradient = take_grad(leaf)?.ok_or_else(|| GradientError::Unused {
-                name: layout.parameters[index].name.clone(),
-                micro_batch,
-            })?;
-            let gradient = gradient.contiguous();
+        for index in layout.trained() {
+            let gradient = take_grad(&mut leaves[index])?;
+            usage.note(index, gradient.is_some());
+            let gradient = gradient.unwrap_or_else(|| leaves[index].zeros_like()).contiguous();
             let gradient = flat::elements(&gradient);
             seen(index, gradient);
             let place = &layout.slots[index];

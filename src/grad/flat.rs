@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-use super::layout::Layout;
+use super::layout::{Bucket, Layout};
 
 /// One contiguous fp32 tensor on the CPU with access to its elements.
 #[derive(Debug)]
@@ -43,6 +43,12 @@ impl Flat {
 /// One buffer a bucket.
 pub fn zeros(layout: &Layout) -> Vec<Flat> {
     layout.buckets.iter().map(|bucket| Flat::zeros(bucket.elements)).collect()
+}
+
+/// One buffer a bucket; empty for a frozen one, which has neither gradient nor optimizer state.
+pub fn zeros_of_trained(layout: &Layout) -> Vec<Flat> {
+    let elements = |bucket: &Bucket| if bucket.frozen { 0 } else { bucket.elements };
+    layout.buckets.iter().map(|bucket| Flat::zeros(elements(bucket))).collect()
 }
 
 /// The elements of a contiguous fp32 CPU tensor.

@@ -56,6 +56,8 @@ pub struct Bucket {
     pub elements: usize,
     /// Whether its parameters decay: one update call serves a whole bucket.
     pub decays: bool,
+    /// Whether its parameters are not trained: there is no gradient of it, nothing to reduce and no optimizer state.
+    pub frozen: bool,
     /// Indices of its parameters, in order of offset.
     pub parameters: Vec<usize>,
 }
@@ -72,19 +74,27 @@ impl Layout {
     /// Fills buckets of up to `bucket_bytes` in reverse order of the parameters, which is about the order in which
     /// their gradients become ready. A parameter that is larger than a bucket gets one of its own.
     pub fn plan(parameters: Vec<ParameterSpec>, bucket_bytes: usize) -> Self {
+        let frozen = vec![false; parameters.len()];
+        Self::plan_with_frozen(parameters, &frozen, bucket_bytes)
+    }
+
+    /// As [`Layout::plan`]; parameters that are `frozen` share no bucket with those that are trained.
+    pub fn plan_with_frozen(parameters: Vec<ParameterSpec>, frozen: &[bool], bucket_bytes: usize) -> Self {
         let capacity = (bucket_bytes / size_of::<f32>()).max(1);
         let mut slots = vec![Slot { bucket: 0, offset: 0, elements: 0 }; parameters.len()];
         let mut buckets: Vec<Bucket> = Vec::new();
-        let mut open: [Option<usize>; 2] = [None, None];
+        // The bucket that is being filled, for each kind: decaying or not, frozen or not.
+        let mut open: [[Option<usize>; 2]; 2] = Default::default();
         for (index, parameter) in parameters.iter().enumerate().rev() {
-            let decays = parameter.decays();
+            let (decays, frozen) = (parameter.decays(), frozen[index]);
+            let open = &mut open[usize::from(frozen)][usize::from(decays)];
             let padded = parameter.elements().next_multiple_of(BLOCK_ELEMENTS);
             let fits = |bucket: &usize| buckets[*bucket].elements + padded <= capacity;
-            let bucket = open[usize::from(decays)].filter(fits).unwrap_or_else(|| {
-                buckets.push(Bucket { elements: 0, decays, parameters: Vec::new() });
+            let bucket = open.filter(fits).unwrap_or_else(|| {
+                buckets.push(Bucket { elements: 0, decays, frozen, parameters: Vec::new() });
                 buckets.len() - 1
             });
-            open[usize::from(decays)] = Some(bucket);
+            *open = Some(bucket);
             let offset = buckets[bucket].elements;
             slots[index] = Slot { bucket, offset, elements: parameter.elements() };
             buckets[bucket].elements += padded;
@@ -96,6 +106,15 @@ impl Layout {
     /// Parameters of the model, without padding.
     pub fn elements(&self) -> usize {
         self.slots.iter().map(|slot| slot.elements).sum()
+    }
+
+    pub fn is_frozen(&self, parameter: usize) -> bool {
+        self.buckets[self.slots[parameter].bucket].frozen
+    }
+
+    /// The parameters that are trained, in the model's order.
+    pub fn trained(&self) -> impl Iterator<Item = usize> {
+        (0..self.parameters.len()).filter(|&parameter| !self.is_frozen(parameter))
     }
 
     /// What of each parameter lies in `ranges[bucket]`, in the order of the buckets, without padding.
@@ -182,6 +201,22 @@ mod tests {
                 }
                 prop_assert_eq!(end, bucket.elements);
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn frozen_parameters_share_no_bucket_with_trained_ones(
+            shapes in prop::collection::vec((prop::collection::vec(1i64..90, 1..3), any::<bool>()), 1..20),
+            bucket_bytes in 1usize..200_000,
+        ) {
+            let (shapes, frozen): (Vec<_>, Vec<_>) = shapes.into_iter().unzip();
+            let layout = Layout::plan_with_frozen(specs(&shapes), &frozen, bucket_bytes);
+            for bucket in &layout.buckets {
+                prop_assert!(bucket.parameters.iter().all(|&parameter| frozen[parameter] == bucket.frozen));
+            }
+            let trained: Vec<usize> = (0..frozen.len()).filter(|&parameter| !frozen[parameter]).collect();
+            prop_assert_eq!(layout.trained().collect::<Vec<_>>(), trained);
         }
     }
 

@@ -63,7 +63,6 @@ macro_rules! fails_alone {
 
 fails_alone!(
     crate::data::DataError,
-    crate::grad::accumulate::GradientError,
     crate::metrics::RecorderError,
     crate::torch::TorchError,
     tch::TchError,

@@ -9,6 +9,8 @@ use crate::grad::layout::ParameterSpec;
 
 /// LayerNorm's term against division by zero, as in GPT-2.
 const NORM_EPS: f64 = 1e-5;
+/// Tensors in a block: two norms and four linear layers, each with weight and bias.
+const BLOCK_PARAMETERS: usize = 12;
 /// Standard deviation of initial weights, as in GPT-2.
 const INITIAL_STD: f64 = 0.02;
 /// Base of the rotary frequencies (Su et al. 2021).
@@ -22,7 +24,8 @@ pub struct Gpt {
     width: i64,
     context: i64,
     vocabulary: i64,
-    /// None for rotary positions.
+    /// Probability that a micro-batch skips a block in training.
+    layer_drop: f64,
     learned_positions: bool,
     /// cos and sin, each `context × head width`, when rotary.
     rotary: Option<(Tensor, Tensor)>,
@@ -55,6 +58,7 @@ impl Gpt {
             width: model.width as i64,
             context,
             vocabulary: vocabulary as i64,
+            layer_drop: model.layer_drop,
             learned_positions,
             rotary: (!learned_positions).then(|| rotary_table(context, head_width)),
         }
@@ -143,8 +147,12 @@ impl Model for Gpt {
         let mut reader = Reader::new(parameters);
         let (x, tokens) = self.embed(&mut reader, &batch.inputs)?;
         let mut x = drop(0, x)?;
-        for layer in 0..self.layers as u32 {
-            x = self.block(&mut reader, x, 1 + 2 * layer, &drop)?;
+        for layer in 0..self.layers {
+            if dropout.is_some_and(|dropout| dropout.skips_layer(layer, self.layer_drop)) {
+                reader.skip(BLOCK_PARAMETERS);
+                continue;
+            }
+            x = self.block(&mut reader, x, 1 + 2 * layer as u32, &drop)?;
         }
         let x = reader.layer_norm(&x)?;
         let logits = x.f_view([-1, self.width])?.f_matmul(&tokens.f_transpose(0, 1)?)?;
@@ -241,6 +249,38 @@ mod tests {
             gpt.loss(&parameters, &MicroBatch { inputs, targets }, None).unwrap().double_value(&[])
         };
         assert_eq!(first_token_loss(&[1, 2, 3, 4, 5, 6, 7, 8]), first_token_loss(&[1, 9, 9, 9, 9, 9, 9, 9]));
+    }
+
+    /// LayerDrop: a skipped block is the identity, its parameters get no gradient, and evaluation has all blocks.
+    #[test]
+    fn skipped_blocks_are_as_if_they_were_not_there() {
+        let gpt = Gpt { layer_drop: 0.5, ..model(Positions::Learned) };
+        let key = |micro_batch| Dropout { probability: 0.0, seed: 1, step: 1, micro_batch, rank: 0 };
+        let skips = |micro_batch, layer| key(micro_batch).skips_layer(layer, 0.5);
+        let only_first = (0..).find(|&micro_batch| skips(micro_batch, 1) && !skips(micro_batch, 0)).unwrap();
+        let parameters: Vec<Tensor> =
+            filled(&gpt).into_iter().map(|tensor| tensor.set_requires_grad(true)).collect();
+        let batch = batch(&[1, 2, 3, 4, 5, 6, 7, 8]);
+        let loss = gpt.loss(&parameters, &batch, Some(&key(only_first))).unwrap();
+        loss.backward();
+        let has_gradient: Vec<bool> = parameters.iter().map(|tensor| tensor.grad().defined()).collect();
+        let block = |layer: usize| 2 + layer * BLOCK_PARAMETERS..2 + (layer + 1) * BLOCK_PARAMETERS;
+        assert!(has_gradient[block(0)].iter().all(|&has| has));
+        assert!(has_gradient[block(1)].iter().all(|&has| !has));
+
+        let shallow = Gpt { layers: 1, layer_drop: 0.0, ..model(Positions::Learned) };
+        let kept: Vec<Tensor> = parameters[..block(0).end]
+            .iter()
+            .chain(&parameters[block(1).end..])
+            .map(Tensor::shallow_clone)
+            .collect();
+        let value = |loss: Tensor| loss.double_value(&[]);
+        assert_eq!(value(loss), value(shallow.loss(&kept, &batch, None).unwrap()));
+        let all = model(Positions::Learned);
+        assert_eq!(
+            value(gpt.loss(&parameters, &batch, None).unwrap()),
+            value(all.loss(&parameters, &batch, None).unwrap())
+        );
     }
 
     #[test]

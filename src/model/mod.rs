@@ -3,6 +3,7 @@
 //! `docs/adding-a-model.md` walks through a new one.
 
 mod dropout;
+mod freeze;
 mod gpt;
 mod reader;
 mod resnet;
@@ -10,6 +11,7 @@ mod resnet;
 use tch::Tensor;
 
 pub use dropout::Dropout;
+pub use freeze::{FreezeError, frozen};
 pub use gpt::Gpt;
 pub use resnet::Resnet;
 

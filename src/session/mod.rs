@@ -3,6 +3,7 @@
 mod batch;
 mod parameters;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use lockstep_record::{DataInfo, ModelInfo, TensorInfo, TrainingState, exit};
@@ -14,7 +15,8 @@ use crate::comm::Comm;
 use crate::config::Config;
 use crate::data::{self, Corpus, Sampler};
 use crate::grad::accumulate::Accumulator;
-use crate::grad::layout::Layout;
+use crate::grad::layout::{Layout, ParameterSpec};
+use crate::grad::unused::ParameterSet;
 use crate::launch::{Failure, together};
 use crate::model::{self, Initial, Model};
 use crate::optim::Optimizer;
@@ -36,6 +38,10 @@ pub struct Session<'a> {
     pub parameters: Parameters,
     /// This rank's micro-batches.
     pub micro_batches: Range<usize>,
+    /// Unused parameters that the log has named.
+    pub named_unused: ParameterSet,
+    /// Steps so far that were skipped one after the other.
+    pub skipped_in_a_row: u64,
     initial: Vec<Initial>,
 }
 
@@ -49,8 +55,11 @@ impl<'a> Session<'a> {
             Sampler::new(config.run.seed, info.train_samples, batch.micro_batches, batch.micro_batch_size)
                 .map_err(|error| Failure::shared(exit::USAGE, error))?;
         let model = model::build(&config.model, info.vocabulary as usize);
-        let (specs, initial): (Vec<_>, Vec<_>) = model.parameters().into_iter().unzip();
-        let layout = Layout::plan(specs, (config.parallel.bucket_mb * MIB) as usize);
+        let (specs, initial): (Vec<ParameterSpec>, Vec<_>) = model.parameters().into_iter().unzip();
+        let names: Vec<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
+        let frozen = model::frozen(&names, &config.model.freeze)
+            .map_err(|error| Failure::shared(exit::USAGE, error))?;
+        let layout = Layout::plan_with_frozen(specs, &frozen, (config.parallel.bucket_mb * MIB) as usize);
         let setting = Setting {
             layout: &layout,
             micro_batches: batch.micro_batches,
@@ -59,7 +68,8 @@ impl<'a> Session<'a> {
             world_size: comm.size(),
         };
         let strategy = strategy::build(config.parallel.strategy, &setting);
-        let optimizer = Optimizer::new(&config.optim, &layout, strategy::owned(&*strategy, comm.rank()));
+        let optimizer =
+            Optimizer::new(&config.optim, &layout, strategy::owned(&*strategy, &layout, comm.rank()));
         Ok(Self {
             config,
             comm,
@@ -72,6 +82,8 @@ impl<'a> Session<'a> {
             layout,
             strategy,
             optimizer,
+            named_unused: ParameterSet::default(),
+            skipped_in_a_row: 0,
             initial,
         })
     }
@@ -127,6 +139,8 @@ impl<'a> Session<'a> {
             data_digest: digest,
             world_size: self.comm.size() as u32,
             strategy: self.config.parallel.strategy.name().into(),
+            updates_left_out: self.updates_left_out(),
+            skipped_in_a_row: self.skipped_in_a_row,
         }
     }
 
@@ -143,11 +157,22 @@ impl<'a> Session<'a> {
             seed: self.config.run.seed,
         };
         let comm = self.comm;
-        crate::checkpoint::load(comm, folder, &expected, &mut self.tensors())
+        let state = crate::checkpoint::load(comm, folder, &expected, &mut self.tensors())?;
+        for (spec, count) in self.layout.parameters.iter().zip(self.optimizer.left_out_mut()) {
+            *count = state.updates_left_out.get(&spec.name).copied().unwrap_or(0);
+        }
+        self.skipped_in_a_row = state.skipped_in_a_row;
+        Ok(state)
+    }
+
+    /// By name, of the parameters that were left out of any update.
+    fn updates_left_out(&self) -> BTreeMap<String, u64> {
+        let counts = self.layout.parameters.iter().zip(self.optimizer.left_out());
+        counts.filter(|&(_, &count)| count > 0).map(|(spec, &count)| (spec.name.clone(), count)).collect()
     }
 
     pub fn model_info(&self) -> ModelInfo {
-        let tensor = |spec: &crate::grad::layout::ParameterSpec| TensorInfo {
+        let tensor = |spec: &ParameterSpec| TensorInfo {
             name: spec.name.clone(),
             shape: spec.shape.iter().map(|&size| size as u64).collect(),
             dtype: "F32".into(),

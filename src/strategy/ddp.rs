@@ -27,6 +27,9 @@ impl Ddp {
     /// Reduce-scatter along the tree, then all-gather: as much traffic as a ring all-reduce.
     fn reduce_ordered(&mut self, comm: &dyn Comm, gradients: &mut Accumulator) -> Result<(), CommError> {
         for (bucket, shards) in self.shards.iter().enumerate() {
+            if gradients.gradient()[bucket].is_empty() {
+                continue;
+            }
             let counts: Vec<usize> = shards.iter().map(Range::len).collect();
             let shard = self.exchange.reduce_scatter(comm, gradients, bucket, shards)?;
             comm.all_gather(shard, gradients.gradient_mut()[bucket].as_mut_slice(), &counts)?;
@@ -50,6 +53,7 @@ impl Strategy for Ddp {
             Reduction::Native => gradients
                 .gradient_mut()
                 .iter_mut()
+                .filter(|flat| !flat.is_empty())
                 .try_for_each(|flat| comm.all_reduce_native(flat.as_mut_slice())),
         }
     }

@@ -15,7 +15,7 @@ use crate::comm::{Comm, CommError};
 use crate::config::schema::{Reduction, StrategyKind};
 use crate::grad::accumulate::Accumulator;
 use crate::grad::flat::Flat;
-use crate::grad::layout::Layout;
+use crate::grad::layout::{Bucket, Layout};
 use crate::grad::norm;
 use crate::grad::tree::Accumulation;
 use crate::mutate::{Mutation, active};
@@ -36,13 +36,14 @@ pub trait Strategy {
     fn publish(&mut self, comm: &dyn Comm, parameters: &mut [Flat]) -> Result<(), CommError>;
 }
 
-/// The part of each bucket that a rank updates: its shard, or all of it.
-pub fn owned(strategy: &dyn Strategy, rank: usize) -> Vec<Range<usize>> {
-    let of_bucket = |shards: &Vec<Range<usize>>| match strategy.is_sharded() {
+/// The part of each bucket that a rank updates: its shard, or all of it, but nothing of a frozen one.
+pub fn owned(strategy: &dyn Strategy, layout: &Layout, rank: usize) -> Vec<Range<usize>> {
+    let of_bucket = |(bucket, shards): (&Bucket, &Vec<Range<usize>>)| match strategy.is_sharded() {
+        _ if bucket.frozen => 0..0,
         true => shards[rank].clone(),
         false => 0..shards.last().map_or(0, |shard| shard.end),
     };
-    strategy.shards().iter().map(of_bucket).collect()
+    layout.buckets.iter().zip(strategy.shards()).map(of_bucket).collect()
 }
 
 /// What strategies are made from.
@@ -78,13 +79,15 @@ pub fn build(kind: StrategyKind, setting: &Setting) -> Box<dyn Strategy> {
     }
 }
 
-/// Sums of squares of every block of `buffers`, for every rank: each rank takes those of its shard.
+/// Sums of squares of every block of `buffers`, for every rank: each rank takes those of its shard. A frozen bucket,
+/// which has no gradient, counts as zeros.
 pub fn square_sums(
     comm: &dyn Comm,
     shards: &[Vec<Range<usize>>],
     buffers: &[Flat],
 ) -> Result<Vec<Vec<f64>>, CommError> {
     let of_shard = |flat: &Flat, shard: &Range<usize>| match active(Mutation::NormByShard) {
+        _ if flat.is_empty() => vec![0.0; shard.len().div_ceil(lockstep_record::BLOCK_ELEMENTS)],
         false => norm::shard_square_sums(flat.as_slice(), shard),
         true => norm::single_precision_square_sum(flat.as_slice(), shard),
     };

@@ -14,6 +14,8 @@ use crate::mutate::{Mutation, active};
 pub struct Zero1 {
     rank: usize,
     shards: Vec<Vec<Range<usize>>>,
+    /// By bucket.
+    frozen: Vec<bool>,
     reduction: Reduction,
     exchange: Exchange,
     scratch: Vec<f32>,
@@ -28,6 +30,7 @@ impl Zero1 {
         Self {
             rank: setting.rank,
             shards,
+            frozen: setting.layout.buckets.iter().map(|bucket| bucket.frozen).collect(),
             reduction: setting.reduction,
             exchange: Exchange::new(setting.micro_batches, setting.rank, setting.world_size),
             scratch: Vec::new(),
@@ -58,6 +61,9 @@ impl Strategy for Zero1 {
 
     fn reduce(&mut self, comm: &dyn Comm, gradients: &mut Accumulator) -> Result<(), CommError> {
         for (bucket, shards) in self.shards.iter().enumerate() {
+            if self.frozen[bucket] {
+                continue;
+            }
             let mine = shards[self.rank].clone();
             match self.reduction {
                 Reduction::Ordered => {
@@ -80,7 +86,10 @@ impl Strategy for Zero1 {
     }
 
     fn publish(&mut self, comm: &dyn Comm, parameters: &mut [Flat]) -> Result<(), CommError> {
-        for (flat, shards) in parameters.iter_mut().zip(&self.shards) {
+        for (bucket, (flat, shards)) in parameters.iter_mut().zip(&self.shards).enumerate() {
+            if self.frozen[bucket] {
+                continue;
+            }
             let counts: Vec<usize> = shards.iter().map(Range::len).collect();
             self.scratch.clear();
             self.scratch.extend_from_slice(&flat.as_slice()[shards[self.rank].clone()]);

@@ -56,7 +56,7 @@ pub fn state_digests(session: &Session, step: u64, due: bool) -> Result<Vec<Dige
         return Ok(Vec::new());
     }
     let mut lines = Vec::new();
-    let mine = owned(&*session.strategy, session.comm.rank());
+    let mine = owned(&*session.strategy, &session.layout, session.comm.rank());
     for (kind, name) in session.optimizer.state_names().iter().enumerate() {
         let (state, prefix) = (session.optimizer.state(kind), format!("{name}/"));
         lines.extend(digests(session, (step, Phase::Optimizer), &prefix, state, &|bucket| {
@@ -83,7 +83,7 @@ fn digests(
     let elements = |bucket: usize, range: std::ops::Range<usize>| {
         buffers[bucket].as_slice()[range.start - start(bucket)..range.end - start(bucket)].to_vec()
     };
-    Ok(shards(comm, layout, at, prefix, &|rank| owned(strategy, rank), &elements)?)
+    Ok(shards(comm, layout, at, prefix, &|rank| owned(strategy, layout, rank), &elements)?)
 }
 
 /// What each rank tells the others at the end of a step.
@@ -139,6 +139,10 @@ pub struct Measured {
     pub clip: f32,
     pub rate: f64,
     pub validation_loss: Option<f64>,
+    /// Why the update was left out, if it was.
+    pub skipped_for: Option<String>,
+    /// Parameters that the whole step left unused and the update therefore left out.
+    pub unused_parameters: usize,
 }
 
 impl Measured {
@@ -158,6 +162,8 @@ impl Measured {
             clip_coefficient: Real(f64::from(self.clip)),
             learning_rate: Real(self.rate),
             validation_loss: self.validation_loss.map(Real),
+            skipped_for: self.skipped_for.clone(),
+            unused_parameters: self.unused_parameters as u64,
             tokens,
             tokens_per_second: Real(tokens as f64 / seconds.total),
             seconds,

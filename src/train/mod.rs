@@ -65,7 +65,8 @@ pub fn run(
         session.strategy.reduce(session.comm, &mut session.accumulator)?;
         let sums = square_sums(session.comm, session.strategy.shards(), session.accumulator.gradient())?;
         let (norms, gradient_norm) = norm::norms(&session.layout, &sums);
-        step::refuse_non_finite(session, step, &norms)?;
+        let skipped_for = step::refuse_non_finite(session, step, &norms)?;
+        let unused = step::unused_parameters(session, step, &local.usage)?;
         watch.lap(Part::Communication);
 
         let mut lines = measure::gradient_digests(session, step, &local, digests_due)?;
@@ -73,7 +74,10 @@ pub fn run(
 
         let rate = learning_rate(&session.config.schedule, session.config.optim.lr, step);
         let clip = norm::clip_coefficient(gradient_norm, session.config.optim.clip_norm);
-        step::update(session, step, rate, clip)?;
+        match skipped_for {
+            None => step::update(session, step, rate, clip, &unused)?,
+            Some(_) => step::skip_update(session),
+        }
         watch.lap(Part::Optimizer);
         session.strategy.publish(session.comm, session.parameters.buffers_mut())?;
         watch.lap(Part::Communication);
@@ -83,7 +87,16 @@ pub fn run(
         watch.lap(Part::Forward);
         lines.extend(measure::state_digests(session, step, digests_due)?);
         let seen = measure::gather(session, &local, course.stop_request.is_set())?;
-        let measured = Measured { step, epoch: samples.epoch, gradient_norm, clip, rate, validation_loss };
+        let measured = Measured {
+            step,
+            epoch: samples.epoch,
+            gradient_norm,
+            clip,
+            rate,
+            validation_loss,
+            skipped_for,
+            unused_parameters: unused.len(),
+        };
         let line = measured.line(session, &seen, &mut watch)?;
         if let Some(recorder) = recorder.as_deref_mut() {
             recorder.digests(&lines)?;
