@@ -3,6 +3,7 @@
 mod bad_input;
 mod equality;
 mod faults;
+mod gradients;
 mod launch;
 #[cfg(feature = "mutations")]
 mod negative_controls;
