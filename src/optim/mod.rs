@@ -238,7 +238,11 @@ mod tests {
                         .unwrap();
                 }
                 let state = optimizer.state(0)[0].as_slice()[place.clone()].to_vec();
-                (parameters[0].as_slice()[place.clone()].to_vec(), state, parameters[0].as_slice()[0])
+                (
+                    parameters[0].as_slice()[place.clone()].to_vec(),
+                    state,
+                    parameters[0].as_slice()[layout.slots[0].offset],
+                )
             };
             let (with, without) = (run(&[(1, true), (9, false), (2, true)]), run(&[(1, true), (2, true)]));
             assert_eq!((&with.0, &with.1), (&without.0, &without.1), "{kind:?}");
