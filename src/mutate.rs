@@ -18,6 +18,10 @@ pub enum Mutation {
     OneRanksParameter,
     /// The last rank trains one sample other than the sampler's.
     OneSampleId,
+    /// One micro-batch's gradient is NaN in steps 3 and 4.
+    NanGradient,
+    /// The same from step 3 on.
+    NanGradients,
     /// A resume leaves the optimizer's state at zero.
     ForgetOptimizer,
     /// The last rank reduces the buckets in the opposite order.

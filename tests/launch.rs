@@ -42,7 +42,12 @@ pub struct Running {
 
 impl Launch {
     pub fn ranks(ranks: usize) -> Self {
-        let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tiny.yaml");
+        Self::of("configs/tiny.yaml", ranks)
+    }
+
+    /// Of another configuration.
+    pub fn of(config: &str, ranks: usize) -> Self {
+        let config = Path::new(env!("CARGO_MANIFEST_DIR")).join(config);
         let mut launch =
             Self { ranks, arguments: Vec::new(), environment: Vec::new(), shell_prefix: String::new() };
         launch.arguments.extend(["train".into(), "--config".into(), config.into_os_string()]);

@@ -4,6 +4,7 @@ mod bad_input;
 mod collectives;
 mod equality;
 mod faults;
+mod gradients;
 mod launch;
 #[cfg(feature = "mutations")]
 mod negative_controls;

@@ -5,10 +5,12 @@ import random
 import struct
 import unittest
 
+import blake3
 import numpy
 import xxhash
 
 from gradients import share, tree_sum
+from images import draw_all, philox
 from record import BLOCK_ELEMENTS, LANES, digest, digest_lines, rank_ranges, real, square_sum
 from train import learning_rate
 
@@ -87,6 +89,17 @@ class RecordTest(unittest.TestCase):
         lines = list(digest_lines(3, "parameters", [[same], [other], [same], [same]]))
         self.assertEqual([(line["digest"], line["ranks"]) for line in lines], [("aa", [[0, 0], [2, 3]]), ("bb", [[1, 1]])])
         self.assertEqual(rank_ranges([0, 1, 2, 5, 7, 8]), [[0, 2], [5, 5], [7, 8]])
+
+
+class ImagesTest(unittest.TestCase):
+    def test_the_drawn_set_is_the_trainers(self):
+        """The digest that src/data/images/shapes.rs is tested for."""
+        self.assertEqual(blake3.blake3(draw_all()).hexdigest(), "be944efe2992c514ab0df0b2ef8a7ca916a2c463a21398dfff2ce523dec2a2d0")
+
+    def test_philox_has_the_known_answers_of_its_reference(self):
+        counter = numpy.array([[0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344]], dtype=numpy.uint64)
+        words = philox(counter, 0xA4093822 | 0x299F31D0 << 32)[0].tolist()
+        self.assertEqual(words, [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1])
 
 
 class ScheduleTest(unittest.TestCase):

@@ -10,9 +10,13 @@ import torch
 from golden import load_initial_weights, load_tokens
 from gpt import Gpt
 from gradients import Sequential, Tree, share, tree_sum
+from images import Images
 from ranks import gather, join_world
 from record import RECORD_VERSION, RunDirectory, digest, digest_lines, flat, global_norm, rank_info, real
 from record import resident_bytes_max, square_sum
+from resnet import Resnet
+
+MODELS = {"gpt": Gpt, "resnet": Resnet}
 
 
 def learning_rate(schedule, peak, step):
@@ -65,7 +69,7 @@ class Optimizer:
                 yield f"{name}/{parameter_name}", torch.zeros_like(parameter) if tensor is None else tensor
 
 
-class Batches:
+class Text:
     """Cuts samples out of the text: sample i starts at token i * context; targets are shifted by one."""
 
     def __init__(self, golden):
@@ -127,7 +131,7 @@ def run(golden, arguments):
     torch.set_num_threads(golden.config["run"]["threads_per_rank"])
     torch.use_deterministic_algorithms(True)
     rank, world_size = join_world(arguments.timeout_s)
-    model = Gpt(golden.config["model"], load_initial_weights(golden))
+    model = MODELS[golden.config["model"]["kind"]](golden.config["model"], load_initial_weights(golden))
     named = model.named()
     module = torch.nn.parallel.DistributedDataParallel(model) if world_size > 1 else model
     optimizer = Optimizer(named, golden.config["optim"])
@@ -141,7 +145,7 @@ def run(golden, arguments):
     accumulate = Tree(module) if arguments.accumulate == "tree" else Sequential(module, world_size)
     owned = share(golden.config["batch"]["micro_batches"], world_size, rank)
     recorder.digests(0, "parameters", values(named))
-    batches = Batches(golden)
+    batches = Images(golden) if golden.config["data"]["kind"] == "images" else Text(golden)
     for step in range(1, last_step + 1):
         line = train_step(golden, step, batches, owned, named, accumulate, optimizer, recorder)
         if directory:
@@ -170,7 +174,8 @@ def train_step(golden, step, batches, owned, named, accumulate, optimizer, recor
     """One update; returns its line of metrics.jsonl."""
     config, ids = golden.config, golden.samples[step - 1]
     samples_seen = config["batch"]["micro_batches"] * config["batch"]["micro_batch_size"]
-    tokens = samples_seen * config["model"]["context"]
+    # The loss is a mean over targets: a sample of text has one a token, an image has one.
+    tokens = samples_seen * (config["model"]["context"] if config["data"]["kind"] == "text" else 1)
     seconds = dict.fromkeys(("data", "forward", "backward", "communication", "optimizer", "record"), 0.0)
     clock = Clock(seconds)
     local_batches = [batches.micro_batch(ids[index]) for index in owned]

@@ -12,10 +12,12 @@ const BYTES_MAX: u64 = 1 << 20;
 /// The configurations in `configs/`, so that their names work anywhere.
 pub const EMBEDDED: &[(&str, &str)] = &[
     ("base.yaml", include_str!("../../configs/base.yaml")),
+    ("bench-resnet.yaml", include_str!("../../configs/bench-resnet.yaml")),
     ("bpe.yaml", include_str!("../../configs/bpe.yaml")),
     ("demo.yaml", include_str!("../../configs/demo.yaml")),
     ("gpt-10m.yaml", include_str!("../../configs/gpt-10m.yaml")),
     ("gpt-30m.yaml", include_str!("../../configs/gpt-30m.yaml")),
+    ("resnet-tiny.yaml", include_str!("../../configs/resnet-tiny.yaml")),
     ("rotary.yaml", include_str!("../../configs/rotary.yaml")),
     ("sgd.yaml", include_str!("../../configs/sgd.yaml")),
     ("tiny.yaml", include_str!("../../configs/tiny.yaml")),

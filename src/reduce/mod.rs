@@ -153,9 +153,9 @@ impl<'a> Reducer<'a> {
         Ok(())
     }
 
-    /// Waits until a bucket's parameters are those of the last update.
+    /// Waits until a bucket's parameters are those of the last update. Frozen ones always are.
     pub fn arrive(&self, bucket: usize) -> Result<(), CommError> {
-        while self.state.borrow().publishing[bucket] {
+        while self.state.borrow().publishing.get(bucket) == Some(&true) {
             self.receive()?;
         }
         Ok(())

@@ -16,7 +16,7 @@ use crate::trace::{About, Category, Trace};
 /// What the work on a bucket needs.
 pub struct Tools {
     pub strategy: Box<dyn Strategy>,
-    /// This rank's part of each bucket.
+    /// This rank's part of each bucket that is trained.
     pub shards: Vec<Range<usize>>,
     /// Threads of libtorch and its libraries: they are set for each thread apart.
     pub threads: i32,
