@@ -25,6 +25,8 @@ pub enum RecordError {
     Truncated { path: PathBuf, line: u64 },
     #[error("{}:{line}: longer than {LINE_BYTES_MAX} bytes", path.display())]
     TooLong { path: PathBuf, line: u64 },
+    #[error("{}:{line}: {problem}", path.display())]
+    Trace { path: PathBuf, line: u64, problem: String },
     #[error("{}: larger than {DOCUMENT_BYTES_MAX} bytes", path.display())]
     TooLarge { path: PathBuf },
     #[error(
@@ -54,47 +56,62 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
 
 /// Opens a JSONL file of the record.
 pub fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Lines<T>, RecordError> {
-    let file = File::open(path).map_err(|source| RecordError::Io { path: path.to_owned(), source })?;
-    Ok(Lines {
-        path: path.to_owned(),
-        reader: BufReader::with_capacity(1 << 16, file),
-        line: 0,
-        buffer: Vec::new(),
-        failed: false,
-        item: PhantomData,
-    })
+    Ok(Lines { raw: RawLines::open(path)?, failed: false, item: PhantomData })
+}
+
+/// Lines of a text file as bytes: numbered from 1, and of bounded length.
+pub(crate) struct RawLines {
+    pub path: PathBuf,
+    reader: BufReader<File>,
+    /// Of the line in `buffer`.
+    pub line: u64,
+    pub buffer: Vec<u8>,
+}
+
+impl RawLines {
+    pub fn open(path: &Path) -> Result<Self, RecordError> {
+        let file = File::open(path).map_err(|source| RecordError::Io { path: path.to_owned(), source })?;
+        let reader = BufReader::with_capacity(1 << 16, file);
+        Ok(Self { path: path.to_owned(), reader, line: 0, buffer: Vec::new() })
+    }
+
+    /// Reads the next line, its newline included, into `buffer`; false at the end of the file.
+    pub fn advance(&mut self) -> Result<bool, RecordError> {
+        self.buffer.clear();
+        self.line += 1;
+        let read = (&mut self.reader)
+            .take(LINE_BYTES_MAX)
+            .read_until(b'\n', &mut self.buffer)
+            .map_err(|source| RecordError::Io { path: self.path.clone(), source })?;
+        if read as u64 == LINE_BYTES_MAX && !self.is_whole() {
+            return Err(RecordError::TooLong { path: self.path.clone(), line: self.line });
+        }
+        Ok(read > 0)
+    }
+
+    /// Whether the line in `buffer` has its newline.
+    pub fn is_whole(&self) -> bool {
+        self.buffer.last() == Some(&b'\n')
+    }
 }
 
 /// The lines of a JSONL file. It ends after the first error.
 pub struct Lines<T> {
-    path: PathBuf,
-    reader: BufReader<File>,
-    line: u64,
-    buffer: Vec<u8>,
+    raw: RawLines,
     failed: bool,
     item: PhantomData<T>,
 }
 
 impl<T: DeserializeOwned> Lines<T> {
     fn next_line(&mut self) -> Result<Option<T>, RecordError> {
-        self.buffer.clear();
-        self.line += 1;
-        let (path, line) = (&self.path, self.line);
-        let read = (&mut self.reader)
-            .take(LINE_BYTES_MAX)
-            .read_until(b'\n', &mut self.buffer)
-            .map_err(|source| RecordError::Io { path: path.clone(), source })?;
-        if read == 0 {
+        if !self.raw.advance()? {
             return Ok(None);
         }
-        if self.buffer.last() != Some(&b'\n') {
-            return Err(if read as u64 == LINE_BYTES_MAX {
-                RecordError::TooLong { path: path.clone(), line }
-            } else {
-                RecordError::Truncated { path: path.clone(), line }
-            });
+        let (path, line) = (&self.raw.path, self.raw.line);
+        if !self.raw.is_whole() {
+            return Err(RecordError::Truncated { path: path.clone(), line });
         }
-        serde_json::from_slice(&self.buffer).map(Some).map_err(|source| RecordError::Line {
+        serde_json::from_slice(&self.raw.buffer).map(Some).map_err(|source| RecordError::Line {
             path: path.clone(),
             line,
             source,

@@ -53,6 +53,37 @@ impl RunDir {
         self.logs().join(format!("rank-{rank:05}.jsonl"))
     }
 
+    /// Held by runs with `--trace`.
+    pub fn traces(&self) -> PathBuf {
+        self.0.join("trace")
+    }
+
+    pub fn rank_trace(&self, rank: usize) -> PathBuf {
+        self.traces().join(format!("rank-{rank:05}.json"))
+    }
+
+    /// The ranks that left a trace, in order; empty without any.
+    pub fn traced_ranks(&self) -> std::io::Result<Vec<usize>> {
+        let entries = match std::fs::read_dir(self.traces()) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut ranks = Vec::new();
+        for entry in entries {
+            let name = entry?.file_name();
+            let rank = name.to_str().and_then(|name| name.strip_prefix("rank-")?.strip_suffix(".json"));
+            ranks.extend(rank.and_then(|rank| rank.parse::<usize>().ok()));
+        }
+        ranks.sort_unstable();
+        Ok(ranks)
+    }
+
+    /// All ranks' traces in one file, derived from [`RunDir::rank_trace`].
+    pub fn merged_trace(&self) -> PathBuf {
+        self.traces().join("trace.json")
+    }
+
     pub fn report(&self) -> PathBuf {
         self.0.join("report")
     }

@@ -11,6 +11,7 @@
 //! RUN/samples.jsonl        one line a step: the sample ids of every micro-batch
 //! RUN/digests.jsonl        one line per step, phase, tensor and distinct value: hash, norm, ranks that hold it
 //! RUN/logs/rank-00000.jsonl
+//! RUN/trace/rank-00000.json  what each thread was doing when, of runs with `--trace`
 //! RUN/checkpoints/step-00000100/{manifest.json, shard-00000-of-00004.safetensors, ...}
 //! RUN/report/              whatever was derived from the above
 //! ```
@@ -25,6 +26,7 @@ mod layout;
 mod manifest;
 mod real;
 mod steps;
+mod trace;
 
 pub use checkpoint::{CheckpointFile, CheckpointManifest, Piece, TensorEntry, TrainingState};
 pub use digest::{BLOCK_BYTES, BLOCK_ELEMENTS, Digest, block_digests, tensor_digest};
@@ -33,6 +35,11 @@ pub use layout::RunDir;
 pub use manifest::{DataInfo, Ended, Manifest, ModelInfo, Outcome, Program, RankInfo, Segment, TensorInfo};
 pub use real::Real;
 pub use steps::{DigestLine, Phase, RankRange, SampleLine, Seconds, StepLine, rank_ranges};
+
+pub use trace::{
+    COMMUNICATION_THREAD, Category, Label, LabelArgs, LabelKind, Span, SpanArgs, TRAINING_THREAD, TraceEvent,
+    TraceEvents, read_trace,
+};
 
 /// Version of the record's format. A reader refuses a newer one; `docs/run-record.md` lists the changes.
 pub const RECORD_VERSION: u32 = 1;
