@@ -1,5 +1,7 @@
 //! The command line: what was typed, and which exit code it ends with.
 
+mod trace;
+
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -10,9 +12,9 @@ use crate::compare::{CompareError, Mode, Tolerance, compare};
 use crate::report;
 use crate::verify::{self, Keep, Options};
 
-/// Compares training runs bit for bit, and proves that a trainer keeps its promise.
+/// Compares training runs bit for bit, and proves that a trainer keeps its promise; shows where their time went.
 ///
-/// Exit codes: 0 equal; 2 wrong command line or plan; 100 a difference was found; 101 something could not be
+/// Exit codes: 0 equal, or done; 2 wrong command line or plan; 100 a difference was found; 101 something could not be
 /// compared or run, so nothing is known about it.
 #[derive(Debug, Parser)]
 #[command(name = "lockstep-harness", version)]
@@ -27,6 +29,8 @@ enum Command {
     Compare(CompareArgs),
     /// Run a plan of launches, compare each with its golden run, and report.
     Verify(VerifyArgs),
+    /// Sum up the traces of a run: how much of its communication was hidden behind computing.
+    Trace(trace::TraceArgs),
 }
 
 #[derive(Debug, Args)]
@@ -99,6 +103,7 @@ impl Cli {
         match self.command {
             Command::Compare(args) => run_compare(&args, out, errors),
             Command::Verify(args) => run_verify(args, out, errors),
+            Command::Trace(args) => args.run(out, errors),
         }
     }
 }

@@ -156,6 +156,11 @@ impl TraceEvents {
         self.state == State::Closed
     }
 
+    /// The text of the event that was returned last: one JSON object, with whatever this program does not know.
+    pub fn text(&self) -> &[u8] {
+        without_comma(self.raw.buffer.trim_ascii())
+    }
+
     fn problem(&self, problem: impl Into<String>) -> RecordError {
         RecordError::Trace { path: self.raw.path.clone(), line: self.raw.line, problem: problem.into() }
     }
@@ -190,7 +195,7 @@ impl TraceEvents {
     }
 
     fn event(&self, line: &[u8]) -> Result<(u64, TraceEvent), RecordError> {
-        let event = serde_json::from_slice(line.strip_suffix(b",").unwrap_or(line)).map_err(|source| {
+        let event = serde_json::from_slice(without_comma(line)).map_err(|source| {
             self.problem(format!("{source}; docs/run-record.md describes a trace's events"))
         })?;
         if let TraceEvent::Span(Span { start_us, duration_us, .. }) = event
@@ -202,6 +207,10 @@ impl TraceEvents {
         }
         Ok((self.raw.line, event))
     }
+}
+
+fn without_comma(line: &[u8]) -> &[u8] {
+    line.strip_suffix(b",").unwrap_or(line)
 }
 
 /// Thirty years: below it a double still tells half a microsecond apart.
