@@ -21,18 +21,22 @@ const BOTTOM: i32 = 44;
 /// Legible on white and on black: the background stays transparent.
 const TEXT: RGBColor = RGBColor(0x77, 0x77, 0x77);
 /// A bar narrower than this has no number in it.
-const NUMBER_PX: f64 = 18.0;
+const NUMBER_PX: i32 = 18;
 
-/// The colours of Okabe and Ito (2008), which people with any colour vision tell apart.
-fn colour(category: Category) -> RGBColor {
+type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+type Drawn = Result<(), Box<dyn std::error::Error>>;
+
+/// A bar's colour and that of the number in it. The colours are those of Okabe and Ito (2008), which people with any
+/// colour vision tell apart.
+fn colours(category: Category) -> (RGBColor, RGBColor) {
     match category {
-        Category::Data => RGBColor(0x56, 0xb4, 0xe9),
-        Category::Forward => RGBColor(0x00, 0x72, 0xb2),
-        Category::Backward => RGBColor(0x00, 0x9e, 0x73),
-        Category::Optimizer => RGBColor(0xcc, 0x79, 0xa7),
-        Category::Record => RGBColor(0x9a, 0x9a, 0x9a),
-        Category::Wait => RGBColor(0xd5, 0x5e, 0x00),
-        Category::Communication => RGBColor(0xe6, 0x9f, 0x00),
+        Category::Data => (RGBColor(0x56, 0xb4, 0xe9), BLACK),
+        Category::Forward => (RGBColor(0x00, 0x72, 0xb2), WHITE),
+        Category::Backward => (RGBColor(0x00, 0x9e, 0x73), WHITE),
+        Category::Optimizer => (RGBColor(0xcc, 0x79, 0xa7), BLACK),
+        Category::Record => (RGBColor(0x9a, 0x9a, 0x9a), BLACK),
+        Category::Wait => (RGBColor(0xd5, 0x5e, 0x00), WHITE),
+        Category::Communication => (RGBColor(0xe6, 0x9f, 0x00), BLACK),
     }
 }
 
@@ -77,82 +81,108 @@ impl Sketch {
         svg
     }
 
-    fn draw(&self, rows: &Rows, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
+    fn draw(&self, rows: &Rows, svg: &mut String) -> Drawn {
         let area = SVGBackend::with_string(svg, (WIDTH, rows.height())).into_drawing_area();
-        let start = self.spans.iter().map(|span| span.start_us).fold(f64::INFINITY, f64::min);
-        let end = self.spans.iter().map(|span| span.start_us + span.duration_us).fold(start, f64::max);
-        let scale = f64::from(WIDTH as i32 - LEFT - RIGHT) / (end - start).max(1.0);
-        let x = |time_us: f64| LEFT + ((time_us - start) * scale).round() as i32;
-        let small = |size: u32, pos: Pos| ("sans-serif", size).into_font().color(&TEXT).pos(pos);
-        let left = Pos::new(HPos::Left, VPos::Center);
-
-        for (index, category) in Category::ALL.into_iter().enumerate() {
-            let at = LEFT + index as i32 * 140;
-            area.draw(&Rectangle::new([(at, 12), (at + 14, 26)], colour(category).filled()))?;
-            area.draw_text(category.name(), &small(14, left), (at + 20, 19))?;
-        }
-        for (&(rank, thread), &y) in &rows.tops {
-            let thread_name = if thread == COMMUNICATION_THREAD { "communication" } else { "training" };
-            area.draw_text(
-                thread_name,
-                &small(12, Pos::new(HPos::Right, VPos::Center)),
-                (LEFT - 8, y + ROW / 2),
-            )?;
-            if rows.is_first_of_rank(rank, thread) {
-                let short = format!("rank {rank}");
-                let name = self.names.get(&rank).unwrap_or(&short);
-                area.draw_text(&clip(name), &small(13, left), (4, y - RANK_GAP / 2 + 2))?;
-            }
-        }
-        for span in &self.spans {
-            let Some(&y) = rows.tops.get(&(span.rank, span.thread)) else { continue };
-            let (from, to) = (x(span.start_us), x(span.start_us + span.duration_us));
-            let bar = [(from, y + 2), (to.max(from + 1), y + ROW - 2)];
-            area.draw(&Rectangle::new(bar, colour(span.category).filled()))?;
-            let number = span.args.bucket.or(span.args.micro_batch);
-            if let Some(number) = number.filter(|_| f64::from(to - from) >= NUMBER_PX) {
-                let style =
-                    ("sans-serif", 11).into_font().color(&WHITE).pos(Pos::new(HPos::Center, VPos::Center));
-                area.draw_text(&number.to_string(), &style, ((from + to) / 2, y + ROW / 2))?;
-            }
-        }
-        self.draw_axis(&area, rows, x, (start, end))?;
+        let axis = Axis::of(&self.spans);
+        draw_legend(&area)?;
+        self.draw_labels(&area, rows)?;
+        self.draw_steps(&area, rows, &axis)?;
+        axis.draw(&area, rows.bottom())?;
+        self.draw_spans(&area, rows, &axis)?;
         area.present()?;
         Ok(())
     }
 
-    /// Milliseconds below, and above where each step begins.
-    fn draw_axis(
-        &self,
-        area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
-        rows: &Rows,
-        x: impl Fn(f64) -> i32,
-        (start, end): (f64, f64),
-    ) -> Result<(), Box<dyn std::error::Error>> {
-        let (top, bottom) = (TOP - 10, rows.height() as i32 - BOTTOM);
-        let style = |pos| ("sans-serif", 12).into_font().color(&TEXT).pos(pos);
-        let below = style(Pos::new(HPos::Center, VPos::Top));
-        area.draw(&PathElement::new([(LEFT, bottom), (WIDTH as i32 - RIGHT, bottom)], TEXT))?;
-        let stride_us = nice_stride((end - start) / 8.0);
-        let mut tick = 0.0;
-        while tick <= end - start && stride_us > 0.0 {
-            let at = x(start + tick);
-            area.draw(&PathElement::new([(at, bottom), (at, bottom + 5)], TEXT))?;
-            area.draw_text(&format!("{}", tick / 1e3), &below, (at, bottom + 8))?;
-            tick += stride_us;
+    fn draw_labels(&self, area: &Area, rows: &Rows) -> Drawn {
+        for (&(rank, thread), &y) in &rows.tops {
+            let name = if thread == COMMUNICATION_THREAD { "communication" } else { "training" };
+            area.draw_text(name, &style(13, TEXT, HPos::Right, VPos::Center), (LEFT - 8, y + ROW / 2))?;
+            if rows.is_first_of_rank(rank, thread) {
+                let short = format!("rank {rank}");
+                let name = clip(self.names.get(&rank).unwrap_or(&short));
+                let at = (4, y - RANK_GAP / 2 + 2);
+                area.draw_text(&name, &style(13, TEXT, HPos::Left, VPos::Center), at)?;
+            }
         }
-        area.draw_text("milliseconds", &below, ((LEFT + WIDTH as i32 - RIGHT) / 2, bottom + 26))?;
+        Ok(())
+    }
+
+    /// A line where each step begins.
+    fn draw_steps(&self, area: &Area, rows: &Rows, axis: &Axis) -> Drawn {
         let mut begins: BTreeMap<u64, f64> = BTreeMap::new();
         for span in self.spans.iter().filter(|span| span.thread != COMMUNICATION_THREAD) {
             let begin = begins.entry(span.args.step).or_insert(span.start_us);
             *begin = begin.min(span.start_us);
         }
         for (step, begin) in begins {
-            let at = x(begin);
-            area.draw(&PathElement::new([(at, top), (at, bottom)], TEXT.mix(0.6)))?;
-            let text = style(Pos::new(HPos::Left, VPos::Bottom));
-            area.draw_text(&format!("step {step}"), &text, (at + 3, top + 6))?;
+            let at = axis.x(begin);
+            area.draw(&PathElement::new([(at, TOP - 10), (at, rows.bottom())], TEXT.mix(0.6)))?;
+            let text = style(13, TEXT, HPos::Left, VPos::Bottom);
+            area.draw_text(&format!("step {step}"), &text, (at + 3, TOP - 3))?;
         }
+        Ok(())
+    }
+
+    /// The number in a bar is that of the bucket or of the micro-batch.
+    fn draw_spans(&self, area: &Area, rows: &Rows, axis: &Axis) -> Drawn {
+        for span in &self.spans {
+            let Some(&y) = rows.tops.get(&(span.rank, span.thread)) else { continue };
+            let (from, to) = (axis.x(span.start_us), axis.x(span.start_us + span.duration_us));
+            let bar = [(from, y + 2), (to.max(from + 1), y + ROW - 2)];
+            let (colour, ink) = colours(span.category);
+            area.draw(&Rectangle::new(bar, colour.filled()))?;
+            let number = span.args.bucket.or(span.args.micro_batch).filter(|_| to - from >= NUMBER_PX);
+            if let Some(number) = number {
+                let middle = ((from + to) / 2, y + ROW / 2);
+                area.draw_text(&number.to_string(), &style(12, ink, HPos::Center, VPos::Center), middle)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn style(size: u32, colour: RGBColor, horizontal: HPos, vertical: VPos) -> TextStyle<'static> {
+    ("sans-serif", size).into_font().color(&colour).pos(Pos::new(horizontal, vertical))
+}
+
+fn draw_legend(area: &Area) -> Drawn {
+    for (index, category) in Category::ALL.into_iter().enumerate() {
+        let at = LEFT + index as i32 * 140;
+        area.draw(&Rectangle::new([(at, 12), (at + 14, 26)], colours(category).0.filled()))?;
+        area.draw_text(category.name(), &style(14, TEXT, HPos::Left, VPos::Center), (at + 20, 19))?;
+    }
+    Ok(())
+}
+
+/// From microseconds to pixels.
+struct Axis {
+    start_us: f64,
+    length_us: f64,
+}
+
+impl Axis {
+    fn of(spans: &[Span]) -> Self {
+        let start_us = spans.iter().map(|span| span.start_us).fold(f64::INFINITY, f64::min);
+        let end = spans.iter().map(|span| span.start_us + span.duration_us).fold(start_us, f64::max);
+        Self { start_us, length_us: (end - start_us).max(1.0) }
+    }
+
+    fn x(&self, time_us: f64) -> i32 {
+        let pixels = f64::from(WIDTH as i32 - LEFT - RIGHT);
+        LEFT + ((time_us - self.start_us) / self.length_us * pixels).round() as i32
+    }
+
+    /// Milliseconds since the picture begins.
+    fn draw(&self, area: &Area, bottom: i32) -> Drawn {
+        let below = style(13, TEXT, HPos::Center, VPos::Top);
+        area.draw(&PathElement::new([(LEFT, bottom), (WIDTH as i32 - RIGHT, bottom)], TEXT))?;
+        let stride_us = nice_stride(self.length_us / 8.0);
+        for tick in (0..).map(|tick| f64::from(tick) * stride_us).take_while(|tick| *tick <= self.length_us) {
+            let at = self.x(self.start_us + tick);
+            area.draw(&PathElement::new([(at, bottom), (at, bottom + 5)], TEXT))?;
+            area.draw_text(&format!("{}", tick / 1e3), &below, (at, bottom + 8))?;
+        }
+        area.draw_text("milliseconds", &below, ((LEFT + WIDTH as i32 - RIGHT) / 2, bottom + 25))?;
         Ok(())
     }
 }
@@ -176,8 +206,12 @@ impl Rows {
         Self { tops }
     }
 
+    fn bottom(&self) -> i32 {
+        self.tops.values().max().map_or(TOP, |top| top + ROW) + 6
+    }
+
     fn height(&self) -> u32 {
-        (self.tops.values().max().map_or(TOP, |top| top + ROW) + 6 + BOTTOM) as u32
+        (self.bottom() + BOTTOM).unsigned_abs()
     }
 
     fn is_first_of_rank(&self, rank: u32, thread: u32) -> bool {
@@ -185,10 +219,10 @@ impl Rows {
     }
 }
 
-/// The next larger of 1, 2 and 5 times a power of ten.
+/// The next larger of 1, 2 and 5 times a power of ten; 1 where nothing is to be divided.
 fn nice_stride(least: f64) -> f64 {
     if !(least > 0.0 && least.is_finite()) {
-        return 0.0;
+        return 1.0;
     }
     let power = 10f64.powf(least.log10().floor());
     let factors = [1.0, 2.0, 5.0, 10.0];
@@ -211,7 +245,7 @@ mod tests {
     #[test]
     fn strides_are_round() {
         assert_eq!([0.9, 1.0, 1.1, 3.0, 70.0].map(nice_stride), [1.0, 1.0, 2.0, 5.0, 100.0]);
-        assert_eq!([0.0, f64::NAN, -1.0].map(nice_stride), [0.0; 3]);
+        assert_eq!([0.0, f64::NAN, -1.0].map(nice_stride), [1.0; 3]);
     }
 
     #[test]
