@@ -1,5 +1,6 @@
 //! The command line: what was typed, and which exit code it ends with.
 
+mod predict;
 mod trace;
 
 use std::io::Write;
@@ -31,6 +32,10 @@ enum Command {
     Verify(VerifyArgs),
     /// Sum up the traces of a run: how much of its communication was hidden behind computing.
     Trace(trace::TraceArgs),
+    /// Print what a run took as one line of JSON, for `predict`.
+    Measure(predict::MeasureArgs),
+    /// Fit a cost model to measured runs and predict strong and weak scaling.
+    Predict(predict::PredictArgs),
 }
 
 #[derive(Debug, Args)]
@@ -104,6 +109,8 @@ impl Cli {
             Command::Compare(args) => run_compare(&args, out, errors),
             Command::Verify(args) => run_verify(args, out, errors),
             Command::Trace(args) => args.run(out, errors),
+            Command::Measure(args) => args.run(out, errors),
+            Command::Predict(args) => args.run(out, errors),
         }
     }
 }

@@ -124,7 +124,7 @@ pub fn trace(options: &Options) -> Result<TraceReport, TraceError> {
     let mut all = Sums::default();
     let mut figures = Vec::with_capacity(ranks.len());
     for rank in ranks {
-        let traced = reader.read(rank, &mut merged)?;
+        let traced = reader.read(rank, Some(&mut merged))?;
         all.join(&traced.sums);
         if !traced.complete {
             notes.push(format!("{}: cut short, so its last steps are left out", traced.label));
@@ -142,6 +142,20 @@ pub fn trace(options: &Options) -> Result<TraceReport, TraceError> {
     }
     notes.extend(clock_note(reader.clocks.disagreement_us()));
     Ok(TraceReport { merged: out, selected, overall: all.figures(), ranks: figures, notes })
+}
+
+/// The figures over all steps of all ranks, without joining the traces.
+pub fn traced_figures(run: &RunDir, steps: Steps) -> Result<Figures, TraceError> {
+    let (ranks, _) = traced_ranks(run)?;
+    let mut reader = Reader::new(run.clone(), Some(steps));
+    let mut all = Sums::default();
+    for rank in ranks {
+        all.join(&reader.read(rank, None)?.sums);
+    }
+    if all.steps() == 0 {
+        return Err(TraceError::NoSteps { selected: steps.to_string() });
+    }
+    Ok(all.figures())
 }
 
 fn clock_note(disagreement_us: f64) -> Option<String> {
@@ -187,7 +201,11 @@ struct TracedRank {
 }
 
 impl Reader {
-    fn read(&mut self, rank: usize, merged: &mut Merged) -> Result<TracedRank, TraceError> {
+    fn new(run: RunDir, steps: Option<Steps>) -> Self {
+        Self { run, steps, clocks: Clocks::default(), sketch: Sketch::default() }
+    }
+
+    fn read(&mut self, rank: usize, mut merged: Option<&mut Merged>) -> Result<TracedRank, TraceError> {
         let path = self.run.rank_trace(rank);
         let mut events = read_trace(&path)?;
         let (mut window, mut sums) = (Window::default(), Sums::default());
@@ -202,7 +220,9 @@ impl Reader {
             if pid as usize != rank {
                 return Err(malformed(format!("an event of rank {pid} in the trace of rank {rank}")));
             }
-            merged.add(events.text())?;
+            if let Some(merged) = &mut merged {
+                merged.add(events.text())?;
+            }
             match event {
                 TraceEvent::Label(named) if named.kind == LabelKind::ProcessName => label = named.args.name,
                 TraceEvent::Label(_) => {}
