@@ -3,7 +3,7 @@ use crate::predict::measurement::{Reduction, Strategy};
 use crate::predict::model::tests::constants;
 use proptest::prelude::*;
 
-/// Runs as `ci/` would make them: one rank, and two to eight, with and without overlap, with few and many buckets.
+/// Runs: one rank, and two to eight, with and without overlap, with few and many buckets.
 pub fn measured(truth: &Terms, link: &str, noise: &[f64]) -> Vec<Measurement> {
     let mut measurements = Vec::new();
     for (ranks, strategy) in [
