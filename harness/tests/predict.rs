@@ -66,7 +66,8 @@ fn held_out_runs_of_the_same_world_are_predicted() {
         harness(&["predict", &file, "--holdout", "ranks=8", "--json", json, "--svg", svg, "--to", "1024"]);
     assert_eq!((code, errors.as_str()), (exit::OK, ""), "{out}");
     assert!(out.starts_with("PREDICTION, not a measurement"), "{out}");
-    assert!(out.contains("link 1gbit: 50.0 µs a message, 117.6 MB/s"), "{out}");
+    assert!(out.contains("link 1gbit: 50.0 µs a message (50.0 to 50.0), 8.500 ns a byte"), "{out}");
+    assert!(out.contains("that is 117.6 MB/s"), "{out}");
     assert!(out.contains("median 0.0 % over 1, limit 10 %: valid"), "{out}");
     let report: Value = serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
     let points = report["scaling"][0]["points"].as_array().unwrap();

@@ -9,11 +9,12 @@ mod measurement;
 mod model;
 mod partials;
 mod picture;
+mod refit;
 mod scaling;
 mod selector;
 mod text;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -76,6 +77,8 @@ pub struct Prediction {
     /// Says so in the file, too.
     pub kind: &'static str,
     pub constants: Constants,
+    /// Smallest and largest constants of each link over the fit and its refits.
+    pub link_ranges: BTreeMap<String, (LinkCost, LinkCost)>,
     pub scope: Scope,
     pub fitted: Vec<Checked>,
     pub held_out: Vec<Checked>,
@@ -118,12 +121,13 @@ pub fn predict(options: &Options) -> Result<Prediction, PredictError> {
     if series.is_empty() {
         return Err(PredictError::NoCurve);
     }
-    let refits = scaling::refits(&fitted);
+    let refits = refit::refits(&fitted, &constants);
     let curve = |series: &Series| scaling::scaling(series, &constants, &refits, &options.scope);
     Ok(Prediction {
         kind: "prediction by a fitted cost model; only `measurement` entries were measured",
         scope: options.scope,
         scaling: series.iter().filter_map(curve).collect(),
+        link_ranges: refit::link_ranges(&constants, &refits),
         fitted_median_error_percent: median_error(&fitted_checks).unwrap_or(0.0),
         held_out_median_error_percent: median_error(&held_out),
         max_error_percent: options.max_error_percent,

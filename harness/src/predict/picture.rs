@@ -84,10 +84,16 @@ fn efficiencies(area: &Area, prediction: &Prediction, curves: &[Scaling], title:
         .axis_desc_style(text(12))
         .draw()?;
     for (scaling, colour) in curves.iter().zip(COLOURS) {
-        let points = scaling.points.iter().map(|point| {
+        let predicted = scaling.points.iter().map(|point| {
             let predicted = if kind == Kind::Strong { &point.strong } else { &point.weak };
-            (f64::from(point.ranks).log2(), predicted.efficiency)
+            (f64::from(point.ranks).log2(), predicted)
         });
+        let range = |(x, predicted): (f64, &super::Predicted)| {
+            let (low, high) = predicted.efficiency_range;
+            PathElement::new([(x, low), (x, high)], colour.mix(0.5).stroke_width(4))
+        };
+        chart.draw_series(predicted.clone().map(range))?;
+        let points = predicted.map(|(x, predicted)| (x, predicted.efficiency));
         chart.draw_series(DashedLineSeries::new(points, 6, 4, colour.stroke_width(2)))?;
         let measured = measured(prediction, scaling, kind).into_iter();
         chart.draw_series(measured.map(|at| Circle::new(at, 4, colour.filled())))?;
@@ -184,7 +190,7 @@ fn draw_legend(area: &Area, curves: &[Scaling], prediction: &Prediction) -> Draw
     };
     let y = curves.len() as i32 * LINE_PX + LINE_PX / 2;
     let note = format!(
-        "Dashed lines are predicted by a fitted cost model, dots measured{more}. Right: circles are measurements that the \
+        "Dashed lines and their ranges are predicted by a fitted cost model, dots measured{more}. Right: circles are measurements that the \
          model was fitted to, dots those held out."
     );
     area.draw_text(&note, &style, (16, y))?;

@@ -32,11 +32,28 @@ fn constants(text: &mut String, prediction: &Prediction) {
         );
     }
     for (name, cost) in &prediction.constants.links {
-        let bandwidth = match cost.seconds_per_byte > 0.0 {
-            true => format!("{:.1} MB/s", 1e-6 / cost.seconds_per_byte),
-            false => "no time for bytes".to_owned(),
-        };
-        let _ = writeln!(text, "  link {name}: {:.1} µs a message, {bandwidth}", cost.latency_s * 1e6);
+        let (low, high) = prediction.link_ranges.get(name).copied().unwrap_or((*cost, *cost));
+        let _ = writeln!(
+            text,
+            "  link {name}: {:.1} µs a message ({:.1} to {:.1}), {:.3} ns a byte ({:.3} to {:.3}), that is {}",
+            cost.latency_s * 1e6,
+            low.latency_s * 1e6,
+            high.latency_s * 1e6,
+            cost.seconds_per_byte * 1e9,
+            low.seconds_per_byte * 1e9,
+            high.seconds_per_byte * 1e9,
+            bandwidth(cost.seconds_per_byte)
+        );
+    }
+    text.push_str(
+        "  Ranges: refits with the measurements' errors dealt out anew. A wide one: see docs/scaling.md\n",
+    );
+}
+
+fn bandwidth(seconds_per_byte: f64) -> String {
+    match seconds_per_byte > 0.0 {
+        true => format!("{:.1} MB/s", 1e-6 / seconds_per_byte),
+        false => "no limit".to_owned(),
     }
 }
 
