@@ -13,8 +13,8 @@ use lockstep_record::{
 use proptest::prelude::*;
 
 const BUCKETS: u32 = 4;
-/// Of one step, in microseconds: two micro-batches of 20 000 + 40 000, buckets of 14 000 each from the second one's
-/// backward on, of which the last ends after it.
+/// Of one step, in microseconds: two micro-batches of 20 000 + 40 000, buckets of 14 000 each from the second
+/// one's backward on, of which the last ends after it.
 const STEP_US: f64 = 140_000.0;
 
 struct Trace {

@@ -38,7 +38,8 @@ pub struct PredictArgs {
     /// Files of measurements, a line each, as `measure` prints them.
     #[arg(required = true)]
     measurements: Vec<PathBuf>,
-    /// Keep these measurements out of the fit and see how well they are predicted, such as link=1gbit,ranks=4; may be repeated.
+    /// Keep these measurements out of the fit and see how well they are predicted, such as
+    /// link=1gbit,ranks=4; may be repeated.
     #[arg(long, value_name = "KEY=VALUE,...")]
     holdout: Vec<Selector>,
     /// Predict only for measurements like these.

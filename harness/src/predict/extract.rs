@@ -119,7 +119,8 @@ struct Traffic {
 }
 
 impl Traffic {
-    /// From the traces, if there are some; else what the training thread spent on it, which is exposed by definition.
+    /// From the traces, if there are some; else what the training thread spent on it, which is exposed by
+    /// definition.
     fn of(run: &RunDir, segment: &Segment, times: &StepTimes) -> Result<Self, ExtractError> {
         if segment.world_size == 1 {
             return Ok(Self { buckets: Some(1), ..Self::default() });

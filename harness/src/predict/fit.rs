@@ -68,8 +68,8 @@ pub enum FitError {
     )]
     Link(String),
     #[error(
-        "workload `{0}`: what a step takes beside its micro-batches cannot be told from communication: measure it on one \
-         rank as well, or with another number of micro-batches"
+        "workload `{0}`: what a step takes beside its micro-batches cannot be told from communication: measure \
+         it on one rank as well, or with another number of micro-batches"
     )]
     Workload(String),
 }
@@ -199,8 +199,9 @@ fn equations(measurement: &Measurement) -> Vec<Equation<'_>> {
 
 /// Fits the constants to the measurements.
 ///
-/// A cost is the larger of two linear functions wherever something hides. So: choose one of the two everywhere, solve,
-/// choose again by the solution, until the choice stays. This starts from both extremes, and the best solution of all counts.
+/// A cost is the larger of two linear functions wherever something hides. So: choose one of the two
+/// everywhere, solve, choose again by the solution, until the choice stays. This starts from both extremes,
+/// and the best solution of all counts.
 pub fn fit(measurements: &[&Measurement]) -> Result<Constants, FitError> {
     let unknowns = Unknowns::of(measurements);
     let equations: Vec<Equation> =

@@ -56,7 +56,8 @@ proptest! {
         }
     }
 
-    /// Noise of 2 % in each step may move single constants further, but not what they predict for these steps.
+    /// Noise of 2 % in each step may move single constants further, but not what they predict for these
+    /// steps.
     #[test]
     fn noise_is_not_amplified_in_what_was_measured(truth in constants(), noise in prop::collection::vec(-0.02f64..0.02, 14)) {
         let exact = measured(&truth, "eth", &[0.0]);

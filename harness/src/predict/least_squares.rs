@@ -1,5 +1,5 @@
-//! Least squares with unknowns that cannot be negative: Lawson and Hanson, "Solving Least Squares Problems" (1974),
-//! chapter 23. For a few dozen unknowns.
+//! Least squares with unknowns that cannot be negative: Lawson and Hanson, "Solving Least Squares Problems"
+//! (1974), chapter 23. For a few dozen unknowns.
 
 /// Added to a squared column length of 1.
 const RIDGE: f64 = 1e-14;
@@ -72,7 +72,8 @@ fn solve_free(gram: &[Vec<f64>], targets: &[f64], free: &[bool]) -> Vec<f64> {
     solution
 }
 
-/// Gauss's elimination with pivots; each equation ends with its right side. What nothing determines becomes 0.
+/// Gauss's elimination with pivots; each equation ends with its right side. What nothing determines becomes
+/// 0.
 fn eliminate(mut system: Vec<Vec<f64>>) -> Vec<f64> {
     const PIVOT_MIN: f64 = 1e-20;
     let size = system.len();
@@ -121,8 +122,9 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// For each unknown: the part of its column that no combination of the others can imitate, from 0 (not determined at all)
-/// to 1; the root of the inverse of its variance inflation factor. Errors of the targets are amplified by its inverse.
+/// For each unknown: the part of its column that no combination of the others can imitate, from 0 (not
+/// determined at all) to 1; the root of the inverse of its variance inflation factor. Errors of the targets
+/// are amplified by its inverse.
 pub fn independence(rows: &[Row], unknowns: usize) -> Vec<f64> {
     let scales: Vec<f64> =
         (0..unknowns).map(|column| column_length(rows, column).max(f64::MIN_POSITIVE)).collect();

@@ -1,6 +1,6 @@
-//! What a step would take on more ranks than there are: fits a cost model to measured runs, holds some back to see how
-//! well it predicts them, and goes on to numbers of ranks that nobody measured. docs/scaling.md has the formulas and their
-//! limits.
+//! What a step would take on more ranks than there are: fits a cost model to measured runs, holds some back
+//! to see how well it predicts them, and goes on to numbers of ranks that nobody measured. docs/scaling.md
+//! has the formulas and their limits.
 
 mod extract;
 mod fit;
@@ -52,8 +52,8 @@ pub enum PredictError {
     #[error("--holdout leaves {0} measurement(s) to fit: hold out less, or measure more")]
     NothingToFit(usize),
     #[error(
-        "a measurement that is held out is of workload `{workload}` on link `{link}`, of which none is left to fit: a model \
-         knows only what it was fitted to"
+        "a measurement that is held out is of workload `{workload}` on link `{link}`, of which none is left to \
+         fit: a model knows only what it was fitted to"
     )]
     HeldOutUnknown { workload: String, link: String },
     #[error(

@@ -10,11 +10,12 @@
 //!               = hide(scatter, backward) + hide(gather, forward)        ZeRO-1
 //! hide(c, time) = max(c/B, c − time·(B−1)/B)
 //! ```
-//! with B buckets of equal size, a gradient of G bytes and k partial sums a rank ([`super::partials`]). Messages of
-//! pairwise exchange and ring as in Thakur, Rabenseifner and Gropp, "Optimization of Collective Communication Operations
-//! in MPICH" (2005). `hide` is the exact end of a pipeline: bucket b is ready when b/B of the last micro-batch's
-//! backward is done, and buckets travel one after another; so the last one is never hidden. For the gathering it runs the
-//! other way round: the next forward can begin with the first bucket.
+//! with B buckets of equal size, a gradient of G bytes and k partial sums a rank ([`super::partials`]).
+//! Messages of pairwise exchange and ring as in Thakur, Rabenseifner and Gropp, "Optimization of Collective
+//! Communication Operations in MPICH" (2005). `hide` is the exact end of a pipeline: bucket b is ready when
+//! b/B of the last micro-batch's backward is done, and buckets travel one after another; so the last one is
+//! never hidden. For the gathering it runs the other way round: the next forward can begin with the first
+//! bucket.
 
 use super::measurement::{Measurement, Reduction, Strategy};
 use super::partials::partial_sums_max;
@@ -29,7 +30,8 @@ pub const FIXED: usize = 3;
 pub const LATENCY: usize = 4;
 pub const PER_BYTE: usize = 5;
 
-/// A linear function of the constants: one factor for each. As the constants themselves: seconds, and seconds a byte.
+/// A linear function of the constants: one factor for each. As the constants themselves: seconds, and seconds
+/// a byte.
 pub type Terms = [f64; CONSTANTS];
 
 /// What a step's time depends on, besides the constants.
@@ -58,7 +60,8 @@ impl From<&Measurement> for Setting {
     }
 }
 
-/// A time that is convex and piecewise linear in the constants: a sum plus, for each pair, the larger of the two.
+/// A time that is convex and piecewise linear in the constants: a sum plus, for each pair, the larger of the
+/// two.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cost {
     pub base: Terms,

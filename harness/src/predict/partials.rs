@@ -1,8 +1,8 @@
 //! How many partial sums a rank sends under the ordered sum, from the tree's definition alone.
 //!
-//! The M micro-batches are the leaves of one binary tree: a node of level l covers `index·2^l .. (index+1)·2^l`, cut off
-//! at M. A rank owns a contiguous share of the leaves and sends one partial sum for each of the fewest nodes that make
-//! up its share (docs/why-the-bits-agree.md).
+//! The M micro-batches are the leaves of one binary tree: a node of level l covers `index·2^l ..
+//! (index+1)·2^l`, cut off at M. A rank owns a contiguous share of the leaves and sends one partial sum for
+//! each of the fewest nodes that make up its share (docs/why-the-bits-agree.md).
 
 use std::ops::Range;
 

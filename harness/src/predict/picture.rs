@@ -61,7 +61,8 @@ fn text(size: u32) -> TextStyle<'static> {
     ("sans-serif", size).into_font().color(&TEXT)
 }
 
-/// Dashed: predicted. Dots: measured, where runs on one rank and on several were measured with the same micro-batches.
+/// Dashed: predicted. Dots: measured, where runs on one rank and on several were measured with the same
+/// micro-batches.
 fn efficiencies(area: &Area, prediction: &Prediction, curves: &[Scaling], title: &str, kind: Kind) -> Drawn {
     let powers = f64::from(prediction.scope.to.max(2)).log2();
     let mut chart = ChartBuilder::on(area)

@@ -1,8 +1,9 @@
-//! How far the measurements' own errors leave the constants open: a residual bootstrap (Efron, "Bootstrap Methods", 1979).
+//! How far the measurements' own errors leave the constants open: a residual bootstrap (Efron, "Bootstrap
+//! Methods", 1979).
 //!
-//! What 2 ranks cannot show, 1,024 can depend on: a latency that is lost in the noise of two ranks' steps is multiplied by
-//! a thousand. So each refit gets measurements whose times are off by errors such as the first fit left, and the spread of
-//! what the refits predict is shown beside each prediction.
+//! What 2 ranks cannot show, 1,024 can depend on: a latency that is lost in the noise of two ranks' steps is
+//! multiplied by a thousand. So each refit gets measurements whose times are off by errors such as the first
+//! fit left, and the spread of what the refits predict is shown beside each prediction.
 
 use std::collections::BTreeMap;
 

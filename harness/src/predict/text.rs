@@ -7,7 +7,8 @@ use super::{Checked, Predicted, Prediction, Scaling, Scope};
 /// Constants, errors and curves. Nothing is shown without saying what was measured and what was not.
 pub fn prediction_text(prediction: &Prediction) -> String {
     let mut text = format!(
-        "PREDICTION, not a measurement: a cost model fitted to {} measurements. docs/scaling.md says how, and its limits.\n",
+        "PREDICTION, not a measurement: a cost model fitted to {} measurements. docs/scaling.md says how, and its \
+         limits.\n",
         prediction.fitted.len()
     );
     constants(&mut text, prediction);

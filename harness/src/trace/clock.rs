@@ -16,8 +16,8 @@ pub struct Clocks {
 struct Meeting {
     latest_start_us: f64,
     earliest_end_us: f64,
-    /// The rank that was seen last, and whether one rank wrote several such spans: then their names do not say which
-    /// of them met.
+    /// The rank that was seen last, and whether one rank wrote several such spans: then their names do not
+    /// say which of them met.
     rank: u32,
     ambiguous: bool,
 }

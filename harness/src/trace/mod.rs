@@ -1,5 +1,5 @@
-//! How much of a run's communication was hidden behind computing: reads the traces that the ranks left, joins them
-//! into one file for Perfetto, and sums up where each rank's time went.
+//! How much of a run's communication was hidden behind computing: reads the traces that the ranks left, joins
+//! them into one file for Perfetto, and sums up where each rank's time went.
 
 mod clock;
 mod figures;

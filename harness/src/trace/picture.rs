@@ -26,8 +26,8 @@ const NUMBER_PX: i32 = 18;
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 type Drawn = Result<(), Box<dyn std::error::Error>>;
 
-/// A bar's colour and that of the number in it. The colours are those of Okabe and Ito (2008), which people with any
-/// colour vision tell apart.
+/// A bar's colour and that of the number in it. The colours are those of Okabe and Ito (2008), which people
+/// with any colour vision tell apart.
 fn colours(category: Category) -> (RGBColor, RGBColor) {
     match category {
         Category::Data => (RGBColor(0x56, 0xb4, 0xe9), BLACK),

@@ -1,8 +1,8 @@
 //! From a rank's spans, as they stream by, to what each of its steps was made of.
 //!
-//! A collective is **exposed** while its rank's training thread waits, or does the communication itself; the rest is
-//! hidden behind computing. Both are measured as points of time, so that neither the number of spans that a wait was
-//! written as nor collectives in flight side by side count twice.
+//! A collective is **exposed** while its rank's training thread waits, or does the communication itself; the
+//! rest is hidden behind computing. Both are measured as points of time, so that neither the number of spans
+//! that a wait was written as nor collectives in flight side by side count twice.
 
 use std::collections::BTreeMap;
 
@@ -57,7 +57,8 @@ pub struct Window {
 }
 
 impl Window {
-    /// Takes the next span of the file and returns the steps that are whole now. Spans outside of steps count nowhere.
+    /// Takes the next span of the file and returns the steps that are whole now. Spans outside of steps count
+    /// nowhere.
     pub fn push(&mut self, span: &Span) -> Result<Vec<StepTimes>, String> {
         let step = span.args.step;
         if step == 0 {
@@ -88,7 +89,8 @@ impl Window {
         Ok(self.finish_before(self.newest.saturating_sub(2 * LATE_STEPS)))
     }
 
-    /// Returns the steps that are left at the end of the file; of one that was cut short, those that are whole.
+    /// Returns the steps that are left at the end of the file; of one that was cut short, those that are
+    /// whole.
     pub fn finish(mut self, complete: bool) -> Vec<StepTimes> {
         let end = if complete { self.newest + 1 } else { self.newest.saturating_sub(LATE_STEPS) };
         self.finish_before(end)
