@@ -191,6 +191,7 @@ fn a_run_becomes_a_measurement() {
         harness(&["measure", path, "--workload", "t", "--link", "l", "--buckets", "7", "--overlap", "false"]);
     let found: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((&found["buckets"], &found["overlap"]), (&json!(7), &json!(false)));
+    assert_eq!(found["communication_s"], json!(0.05), "without overlap, all communication is exposed");
 }
 
 #[test]

@@ -12,8 +12,10 @@ use crate::predict::{
 };
 use crate::report::write_whole;
 
-/// Ranks and micro-batches beyond any machine.
+/// Buckets and micro-batches beyond any training.
 const NUMBER_MAX: i64 = 1 << 20;
+/// Ranks beyond any machine.
+const RANKS_MAX: i64 = 1 << 16;
 
 #[derive(Debug, Args)]
 pub struct MeasureArgs {
@@ -49,7 +51,7 @@ pub struct PredictArgs {
     #[arg(long, value_name = "PERCENT", default_value = "10", value_parser = percent)]
     max_error: f64,
     /// Predict up to this many ranks.
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(2..=NUMBER_MAX))]
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(2..=RANKS_MAX))]
     to: u32,
     /// Strong scaling: micro-batches of a step, at least as many as ranks [default: as many as --to]
     #[arg(long, value_name = "M", value_parser = clap::value_parser!(u32).range(2..=NUMBER_MAX))]

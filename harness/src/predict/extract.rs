@@ -52,7 +52,8 @@ pub fn extract(request: &Extraction) -> Result<Measurement, ExtractError> {
         .ok_or_else(|| unusable("config.batch.micro_batches is missing".into()))?
         as u32;
     let times = StepTimes::read(&run.metrics(), segment)?;
-    let traffic = Traffic::of(&run, segment, &times)?;
+    let overlap = request.overlap.unwrap_or_else(|| config_flag(&manifest, &["parallel", "overlap"]));
+    let traffic = Traffic::of(&run, segment, &times, overlap)?;
     let gradient_bytes = gradient_bytes(&manifest);
     let a_rank = f64::from(micro_batches.div_ceil(segment.world_size.max(1)));
     let measurement = Measurement {
@@ -61,7 +62,7 @@ pub fn extract(request: &Extraction) -> Result<Measurement, ExtractError> {
         ranks: segment.world_size,
         strategy,
         reduction,
-        overlap: request.overlap.unwrap_or_else(|| config_flag(&manifest, &["parallel", "overlap"])),
+        overlap,
         micro_batches,
         gradient_bytes,
         buckets: request
@@ -120,17 +121,16 @@ struct Traffic {
 
 impl Traffic {
     /// From the traces, if there are some; else what the training thread spent on it, which is exposed by
-    /// definition.
-    fn of(run: &RunDir, segment: &Segment, times: &StepTimes) -> Result<Self, ExtractError> {
+    /// definition, and without overlap is all of it.
+    fn of(run: &RunDir, segment: &Segment, times: &StepTimes, overlap: bool) -> Result<Self, ExtractError> {
         if segment.world_size == 1 {
             return Ok(Self { buckets: Some(1), ..Self::default() });
         }
         let traced = run.traced_ranks().map_err(|source| RecordError::Io { path: run.traces(), source })?;
         if traced.is_empty() {
-            return Ok(Self {
-                exposed_s: Some(times.median(|seconds| seconds.communication)),
-                ..Self::default()
-            });
+            let exposed_s = times.median(|seconds| seconds.communication);
+            let communication_s = (!overlap).then_some(exposed_s);
+            return Ok(Self { buckets: None, communication_s, exposed_s: Some(exposed_s) });
         }
         let figures = traced_figures(run, Steps { first: times.first, last: u64::MAX })?;
         Ok(Self {

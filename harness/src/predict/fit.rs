@@ -75,6 +75,7 @@ pub enum FitError {
 }
 
 /// Where each workload's and link's constants are among the unknowns.
+#[derive(Clone)]
 struct Unknowns {
     workloads: Vec<String>,
     links: Vec<String>,
@@ -164,11 +165,15 @@ impl Unknowns {
 }
 
 /// An equation of one measurement.
+#[derive(Clone)]
 struct Equation<'a> {
     measurement: &'a Measurement,
     cost: Cost,
     target: f64,
+    /// Errors count relative to it.
     unit: f64,
+    /// Whether the target is a time of a whole step, which the noise of other ranks and of the link is in.
+    of_step: bool,
 }
 
 /// What a measurement says about the constants.
@@ -180,67 +185,97 @@ fn equations(measurement: &Measurement) -> Vec<Equation<'_>> {
         terms[constant] = factor;
         linear(terms)
     };
-    let step_s = measurement.step_s;
+    let equation = |cost, target, unit, of_step| Equation { measurement, cost, target, unit, of_step };
+    let Measurement { step_s, forward_s, backward_s, optimizer_s, .. } = *measurement;
     let mut equations = vec![
-        (setting.step(), step_s, step_s),
-        (one(FORWARD, 1.0), measurement.forward_s, measurement.forward_s),
-        (one(BACKWARD, 1.0), measurement.backward_s, measurement.backward_s),
-        (one(OPTIMIZER, setting.optimizer_share()), measurement.optimizer_s, measurement.optimizer_s),
+        equation(setting.step(), step_s, step_s, true),
+        equation(one(FORWARD, 1.0), forward_s, forward_s, false),
+        equation(one(BACKWARD, 1.0), backward_s, backward_s, false),
+        equation(one(OPTIMIZER, setting.optimizer_share()), optimizer_s, optimizer_s, false),
     ];
     if measurement.ranks > 1 {
         let communication = measurement.communication_s.filter(|seconds| *seconds > 0.0);
-        equations.extend(communication.map(|seconds| (linear(setting.communication()), seconds, seconds)));
+        let communication =
+            communication.map(|seconds| equation(linear(setting.communication()), seconds, seconds, true));
         // What is exposed can be next to nothing: its error counts as a part of the step.
-        equations.extend(measurement.exposed_s.map(|seconds| (setting.exposed(), seconds, step_s)));
+        let exposed = measurement.exposed_s.map(|seconds| equation(setting.exposed(), seconds, step_s, true));
+        equations.extend(communication.into_iter().chain(exposed));
     }
-    let equation = |(cost, target, unit)| Equation { measurement, cost, target, unit };
-    equations.into_iter().map(equation).collect()
+    equations
 }
 
-/// Fits the constants to the measurements.
-///
-/// A cost is the larger of two linear functions wherever something hides. So: choose one of the two
-/// everywhere, solve, choose again by the solution, until the choice stays. This starts from both extremes,
-/// and the best solution of all counts.
-pub fn fit(measurements: &[&Measurement]) -> Result<Constants, FitError> {
-    let unknowns = Unknowns::of(measurements);
-    let equations: Vec<Equation> =
-        measurements.iter().flat_map(|measurement| equations(measurement)).collect();
-    let mut best: Option<(f64, Vec<f64>, Vec<Row>)> = None;
-    for member in [0, 1] {
-        let mut terms: Vec<Terms> =
-            equations.iter().map(|equation| equation.cost.linear_with(member)).collect();
-        for _ in 0..ROUNDS_MAX {
-            let row = |(equation, terms): (&Equation, &Terms)| {
-                unknowns.row(equation.measurement, terms, equation.target, equation.unit)
-            };
-            let rows: Vec<Row> = equations.iter().zip(&terms).map(row).collect();
-            let solution = solve(&rows, unknowns.count());
-            let next: Vec<Terms> = equations
-                .iter()
-                .map(|equation| equation.cost.linear_at(&unknowns.pick(&solution, equation.measurement)))
-                .collect();
-            let error = squared_error(&equations, &unknowns, &solution);
-            if best.as_ref().is_none_or(|(least, _, _)| error < *least) {
-                best = Some((error, solution, rows));
+/// Everything that measurements say about their constants.
+pub struct System<'a> {
+    unknowns: Unknowns,
+    equations: Vec<Equation<'a>>,
+}
+
+impl<'a> System<'a> {
+    pub fn of(measurements: &[&'a Measurement]) -> Self {
+        let equations = measurements.iter().flat_map(|measurement| equations(measurement)).collect();
+        Self { unknowns: Unknowns::of(measurements), equations }
+    }
+
+    /// The same with each time of a step changed by a factor of its own.
+    pub fn scaled(&self, mut factor: impl FnMut() -> f64) -> Self {
+        let mut equations = self.equations.clone();
+        equations
+            .iter_mut()
+            .filter(|equation| equation.of_step)
+            .for_each(|equation| equation.target *= factor());
+        Self { unknowns: self.unknowns.clone(), equations }
+    }
+
+    /// Fits the constants.
+    ///
+    /// A cost is the larger of two linear functions wherever something hides. So: choose one of the two
+    /// everywhere, solve, choose again by the solution, until the choice stays. This starts from both extremes,
+    /// and the best solution of all counts.
+    pub fn solve(&self) -> Result<Constants, FitError> {
+        let mut best: Option<(f64, Vec<f64>, Vec<Row>)> = None;
+        for member in [0, 1] {
+            let mut terms: Vec<Terms> =
+                self.equations.iter().map(|equation| equation.cost.linear_with(member)).collect();
+            for _ in 0..ROUNDS_MAX {
+                let rows = self.rows(&terms);
+                let solution = solve(&rows, self.unknowns.count());
+                let next = self.linear_at(&solution);
+                let error = self.squared_error(&solution);
+                if best.as_ref().is_none_or(|(least, _, _)| error < *least) {
+                    best = Some((error, solution, rows));
+                }
+                if next == terms {
+                    break;
+                }
+                terms = next;
             }
-            if next == terms {
-                break;
-            }
-            terms = next;
         }
+        let (_, solution, rows) = best.unwrap_or_default();
+        self.unknowns.check(&rows)?;
+        Ok(self.unknowns.constants(&solution))
     }
-    let (_, solution, rows) = best.unwrap_or_default();
-    unknowns.check(&rows)?;
-    Ok(unknowns.constants(&solution))
-}
 
-fn squared_error(equations: &[Equation], unknowns: &Unknowns, solution: &[f64]) -> f64 {
-    let error = |equation: &Equation| {
-        let constants = unknowns.pick(solution, equation.measurement);
-        ((equation.cost.at(&constants) - equation.target) / equation.unit).powi(2)
-    };
-    equations.iter().map(error).sum()
+    fn rows(&self, terms: &[Terms]) -> Vec<Row> {
+        let row = |(equation, terms): (&Equation, &Terms)| {
+            self.unknowns.row(equation.measurement, terms, equation.target, equation.unit)
+        };
+        self.equations.iter().zip(terms).map(row).collect()
+    }
+
+    fn linear_at(&self, solution: &[f64]) -> Vec<Terms> {
+        let linear = |equation: &Equation| {
+            equation.cost.linear_at(&self.unknowns.pick(solution, equation.measurement))
+        };
+        self.equations.iter().map(linear).collect()
+    }
+
+    fn squared_error(&self, solution: &[f64]) -> f64 {
+        let error = |equation: &Equation| {
+            let constants = self.unknowns.pick(solution, equation.measurement);
+            ((equation.cost.at(&constants) - equation.target) / equation.unit).powi(2)
+        };
+        self.equations.iter().map(error).sum()
+    }
 }
 
 #[cfg(test)]

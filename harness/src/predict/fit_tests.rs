@@ -44,7 +44,7 @@ pub fn measured(truth: &Terms, link: &str, noise: &[f64]) -> Vec<Measurement> {
 }
 
 fn fitted(measurements: &[Measurement]) -> Result<Constants, FitError> {
-    fit(&measurements.iter().collect::<Vec<_>>())
+    System::of(&measurements.iter().collect::<Vec<_>>()).solve()
 }
 
 proptest! {

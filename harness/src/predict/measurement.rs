@@ -7,10 +7,10 @@ use lockstep_record::{RecordError, read_lines};
 use serde::{Deserialize, Serialize};
 
 /// Lines that are read, at most.
-const MEASUREMENTS_MAX: usize = 10_000;
+const MEASUREMENTS_MAX: usize = 1_000;
 /// A step of a training takes less than this.
 const SECONDS_MAX: f64 = 1e6;
-const RANKS_MAX: u32 = 1 << 20;
+const RANKS_MAX: u32 = 1 << 16;
 /// Phases are medians of their own, so together they may exceed the step's by a little.
 const ROUNDING: f64 = 1.1;
 

@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 pub use extract::{ExtractError, Extraction, extract};
+use fit::System;
 pub use fit::{Constants, FitError, LinkCost, WorkloadCost};
 pub use measurement::{Measurement, MeasurementError, Reduction, Strategy, read_measurements};
 pub use picture::picture;
@@ -109,7 +110,8 @@ pub fn predict(options: &Options) -> Result<Prediction, PredictError> {
     if fitted.len() < 2 {
         return Err(PredictError::NothingToFit(fitted.len()));
     }
-    let constants = fit::fit(&fitted)?;
+    let system = System::of(&fitted);
+    let constants = system.solve()?;
     let check = |measurement: &&Measurement| check(&constants, measurement);
     let fitted_checks = fitted.iter().map(check).collect::<Result<Vec<_>, _>>()?;
     let held_out = held_out.iter().map(check).collect::<Result<Vec<_>, _>>()?;
@@ -121,7 +123,7 @@ pub fn predict(options: &Options) -> Result<Prediction, PredictError> {
     if series.is_empty() {
         return Err(PredictError::NoCurve);
     }
-    let refits = refit::refits(&fitted, &constants);
+    let refits = refit::refits(&system, &constants, &fitted_checks);
     let curve = |series: &Series| scaling::scaling(series, &constants, &refits, &options.scope);
     Ok(Prediction {
         kind: "prediction by a fitted cost model; only `measurement` entries were measured",

@@ -191,8 +191,8 @@ fn draw_legend(area: &Area, curves: &[Scaling], prediction: &Prediction) -> Draw
     };
     let y = curves.len() as i32 * LINE_PX + LINE_PX / 2;
     let note = format!(
-        "Dashed lines and their ranges are predicted by a fitted cost model, dots measured{more}. Right: circles are measurements that the \
-         model was fitted to, dots those held out."
+        "Dashed lines and their ranges are predicted by a fitted cost model, dots measured{more}. Right: circles are \
+         measurements that the model was fitted to, dots those held out."
     );
     area.draw_text(&note, &style, (16, y))?;
     Ok(())

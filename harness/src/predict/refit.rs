@@ -7,40 +7,28 @@
 
 use std::collections::BTreeMap;
 
-use super::fit::{Constants, LinkCost, fit};
-use super::measurement::Measurement;
+use super::Checked;
+use super::fit::{Constants, LinkCost, System};
 
 /// Refits, all with errors dealt out differently. The same measurements always give the same refits.
 const REFITS: u64 = 100;
 
-/// Constants fitted to measurements whose times were moved by the fit's relative errors, chosen at random.
-pub fn refits(measurements: &[&Measurement], constants: &Constants) -> Vec<Constants> {
-    let errors = errors(measurements, constants);
-    let moved = |refit: u64| {
-        let mut random = SplitMix(refit);
-        let mut error = || 1.0 + random.choose(&errors);
-        let moved: Vec<Measurement> = measurements
-            .iter()
-            .map(|measurement| Measurement {
-                step_s: measurement.step_s * error(),
-                communication_s: measurement.communication_s.map(|seconds| seconds * error()),
-                exposed_s: measurement.exposed_s.map(|seconds| seconds * error()),
-                ..(*measurement).clone()
-            })
-            .collect();
-        fit(&moved.iter().collect::<Vec<_>>()).ok()
+/// Constants fitted to times of steps that were moved by the fit's relative errors, chosen at random.
+pub fn refits(system: &System, constants: &Constants, fitted: &[Checked]) -> Vec<Constants> {
+    let errors = errors(constants, fitted);
+    let refit = |seed: u64| {
+        let mut random = SplitMix(seed);
+        system.scaled(|| 1.0 + random.choose(&errors)).solve().ok()
     };
-    (0..REFITS).filter_map(moved).collect()
+    (0..REFITS).filter_map(refit).collect()
 }
 
 /// Relative errors of the fit, both ways, enlarged by what a fit of as many unknowns hides of them.
-fn errors(measurements: &[&Measurement], constants: &Constants) -> Vec<f64> {
+fn errors(constants: &Constants, fitted: &[Checked]) -> Vec<f64> {
     // A workload's other three constants have equations of their own in each measurement.
     let unknowns = constants.workloads.len() + 2 * constants.links.len();
-    let count = measurements.len();
-    let hidden = (count as f64 / count.saturating_sub(unknowns).max(1) as f64).sqrt();
-    let error = |measurement: &&Measurement| Some(constants.step_s(measurement)? / measurement.step_s - 1.0);
-    let errors = measurements.iter().filter_map(error);
+    let hidden = (fitted.len() as f64 / fitted.len().saturating_sub(unknowns).max(1) as f64).sqrt();
+    let errors = fitted.iter().map(|checked| checked.predicted_step_s / checked.measurement.step_s - 1.0);
     // Below −1 a time would become negative.
     errors.flat_map(|error| [error, -error]).map(|error| (error * hidden).clamp(-0.9, 0.9)).collect()
 }
@@ -83,15 +71,20 @@ impl SplitMix {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::predict::check;
     use crate::predict::fit::tests::measured;
+    use crate::predict::measurement::Measurement;
     use crate::predict::model::tests::constants;
     use proptest::prelude::*;
 
     fn ranges(truth: &[f64; 6], noise: &[f64]) -> (LinkCost, LinkCost) {
         let measurements = measured(truth, "eth", noise);
         let measurements: Vec<&Measurement> = measurements.iter().collect();
-        let constants = fit(&measurements).unwrap();
-        link_ranges(&constants, &refits(&measurements, &constants))["eth"]
+        let system = System::of(&measurements);
+        let constants = system.solve().unwrap();
+        let checked: Vec<Checked> =
+            measurements.iter().map(|measurement| check(&constants, measurement).unwrap()).collect();
+        link_ranges(&constants, &refits(&system, &constants, &checked))["eth"]
     }
 
     /// A latency far below the noise: the fit alone might say 0, and must not be believed.

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::fit::Constants;
 use super::measurement::{Measurement, Reduction, Strategy};
-use super::model::{Setting, Terms};
+use super::model::{Cost, Setting, Terms};
 
 /// A way to train that was measured with several ranks: what a curve is drawn for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -92,22 +92,25 @@ pub fn scaling(
     let terms = |constants: &Constants| constants.of(&series.workload, &series.link, 2);
     let best = terms(constants)?;
     let others: Vec<Terms> = refits.iter().filter_map(terms).collect();
-    let predicted = |ranks: u32, kind: &dyn Fn(&Terms, u32) -> (f64, f64)| {
-        let (step_s, efficiency) = kind(&best, ranks);
-        let range = others
-            .iter()
-            .map(|terms| kind(terms, ranks).1)
-            .fold((efficiency, efficiency), |range, value| (range.0.min(value), range.1.max(value)));
-        Predicted { step_s, efficiency, efficiency_range: range }
+    let predicted = |costs: Costs| {
+        let efficiency = costs.efficiency(&best);
+        let wider = |(low, high): (f64, f64), terms: &Terms| {
+            let other = costs.efficiency(terms);
+            (low.min(other), high.max(other))
+        };
+        let efficiency_range = others.iter().fold((efficiency, efficiency), wider);
+        Predicted { step_s: costs.step.at(&best), efficiency, efficiency_range }
     };
-    let strong = |terms: &Terms, ranks: u32| strong(series, scope.micro_batches, terms, ranks);
-    let weak = |terms: &Terms, ranks: u32| weak(series, scope.micro_batches_a_rank, terms, ranks);
-    let point = |ranks| Point { ranks, strong: predicted(ranks, &strong), weak: predicted(ranks, &weak) };
+    let point = |ranks| Point {
+        ranks,
+        strong: predicted(strong(series, scope.micro_batches, ranks)),
+        weak: predicted(weak(series, scope.micro_batches_a_rank, ranks)),
+    };
     Some(Scaling { series: series.clone(), points: scope.ranks().into_iter().map(point).collect() })
 }
 
 impl Series {
-    fn step_s(&self, ranks: u32, micro_batches: u32, constants: &Terms) -> f64 {
+    fn step(&self, ranks: u32, micro_batches: u32) -> Cost {
         let setting = Setting {
             ranks,
             micro_batches,
@@ -117,28 +120,43 @@ impl Series {
             gradient_bytes: self.gradient_bytes,
             buckets: self.buckets,
         };
-        setting.step().at(constants)
+        setting.step()
     }
 }
 
-/// Seconds a step, and E_s = T(1) ÷ (N·T(N)), at the same number of micro-batches.
-fn strong(series: &Series, micro_batches: u32, constants: &Terms, ranks: u32) -> (f64, f64) {
-    let step_s = series.step_s(ranks, micro_batches, constants);
-    (step_s, series.step_s(1, micro_batches, constants) / (f64::from(ranks) * step_s))
+/// A step on N ranks beside the same on one.
+struct Costs {
+    step: Cost,
+    alone: Cost,
+    /// How much more one rank has to do than each of N.
+    work: f64,
 }
 
-/// Seconds a step, and E_w = T(1) ÷ T(N), at the same number of micro-batches a rank.
-fn weak(series: &Series, micro_batches_a_rank: u32, constants: &Terms, ranks: u32) -> (f64, f64) {
-    let step_s = series.step_s(ranks, micro_batches_a_rank * ranks, constants);
-    (step_s, series.step_s(1, micro_batches_a_rank, constants) / step_s)
+impl Costs {
+    fn efficiency(&self, constants: &Terms) -> f64 {
+        self.alone.at(constants) / (self.work * self.step.at(constants))
+    }
+}
+
+/// E_s = T(1) ÷ (N·T(N)), at the same number of micro-batches.
+fn strong(series: &Series, micro_batches: u32, ranks: u32) -> Costs {
+    let (step, alone) = (series.step(ranks, micro_batches), series.step(1, micro_batches));
+    Costs { step, alone, work: f64::from(ranks) }
+}
+
+/// E_w = T(1) ÷ T(N), at the same number of micro-batches a rank.
+fn weak(series: &Series, micro_batches_a_rank: u32, ranks: u32) -> Costs {
+    let (step, alone) =
+        (series.step(ranks, micro_batches_a_rank * ranks), series.step(1, micro_batches_a_rank));
+    Costs { step, alone, work: 1.0 }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::predict::fit::{fit, tests::measured};
+    use crate::predict::fit::{System, tests::measured};
     use crate::predict::measurement::Strategy;
-    use crate::predict::model::tests::constants;
+    use crate::predict::model::{OPTIMIZER, tests::constants};
     use proptest::prelude::*;
 
     fn series(strategy: Strategy, overlap: bool) -> Series {
@@ -152,15 +170,15 @@ mod tests {
         fn no_efficiency_exceeds_one(truth in constants(), ranks in 1u32..1500, each in 1u32..5, overlap: bool) {
             for strategy in [Strategy::Ddp, Strategy::Zero1] {
                 let series = series(strategy, overlap);
-                let (_, efficiency) = strong(&series, ranks * each, &truth, ranks);
+                let efficiency = strong(&series, ranks * each, ranks).efficiency(&truth);
                 prop_assert!((0.0..=1.0 + 1e-9).contains(&efficiency));
             }
-            let (_, efficiency) = weak(&series(Strategy::Ddp, overlap), each, &truth, ranks);
+            let efficiency = weak(&series(Strategy::Ddp, overlap), each, ranks).efficiency(&truth);
             prop_assert!((0.0..=1.0 + 1e-9).contains(&efficiency));
             // ZeRO-1 shares out the optimizer's work, so its weak scaling may gain as much.
             let zero1 = series(Strategy::Zero1, overlap);
-            let gain = zero1.step_s(1, each, &truth) / (zero1.step_s(1, each, &truth) - truth[2]);
-            prop_assert!(weak(&zero1, each, &truth, ranks).1 <= gain + 1e-9);
+            let alone = zero1.step(1, each).at(&truth);
+            prop_assert!(weak(&zero1, each, ranks).efficiency(&truth) <= alone / (alone - truth[OPTIMIZER]) + 1e-9);
         }
     }
 
@@ -168,7 +186,7 @@ mod tests {
     fn a_curve_ends_where_it_was_asked_to() {
         let truth = [0.02, 0.04, 0.008, 0.003, 5e-5, 8e-9];
         let measurements = measured(&truth, "eth", &[0.0]);
-        let constants = fit(&measurements.iter().collect::<Vec<_>>()).unwrap();
+        let constants = System::of(&measurements.iter().collect::<Vec<_>>()).solve().unwrap();
         let scope = Scope { to: 1000, micro_batches: 1000, micro_batches_a_rank: 1 };
         let scaling = scaling(&series(Strategy::Ddp, true), &constants, &[], &scope).unwrap();
         let last = scaling.points.last().unwrap();
