@@ -1,5 +1,8 @@
 //! The command line: what was typed, and which exit code it ends with.
 
+mod predict;
+mod trace;
+
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -11,9 +14,9 @@ use crate::flight::{self, FlightError};
 use crate::report;
 use crate::verify::{self, Keep, Options};
 
-/// Compares training runs bit for bit, and proves that a trainer keeps its promise.
+/// Compares training runs bit for bit, and proves that a trainer keeps its promise; shows where their time went.
 ///
-/// Exit codes: 0 equal; 2 wrong command line or plan; 100 a difference was found; 101 something could not be
+/// Exit codes: 0 equal, or done; 2 wrong command line or plan; 100 a difference was found; 101 something could not be
 /// compared or run, so nothing is known about it.
 #[derive(Debug, Parser)]
 #[command(name = "lockstep-harness", version)]
@@ -33,6 +36,12 @@ enum Command {
         /// Run directory.
         run: PathBuf,
     },
+    /// Sum up the traces of a run: how much of its communication was hidden behind computing.
+    Trace(trace::TraceArgs),
+    /// Print what a run took as one line of JSON, for `predict`.
+    Measure(predict::MeasureArgs),
+    /// Fit a cost model to measured runs and predict strong and weak scaling.
+    Predict(predict::PredictArgs),
 }
 
 #[derive(Debug, Args)]
@@ -106,6 +115,9 @@ impl Cli {
             Command::Compare(args) => run_compare(&args, out, errors),
             Command::Verify(args) => run_verify(args, out, errors),
             Command::Flight { run } => run_flight(run, out, errors),
+            Command::Trace(args) => args.run(out, errors),
+            Command::Measure(args) => args.run(out, errors),
+            Command::Predict(args) => args.run(out, errors),
         }
     }
 }

@@ -14,5 +14,5 @@ pub use comparison::{comparison_json, comparison_text};
 pub use curves::{Curve, read_curve};
 pub use html::html;
 pub use junit::junit;
-pub use reporter::Reporter;
+pub use reporter::{Reporter, write_whole};
 pub use sentence::sentence;

@@ -78,7 +78,7 @@ impl<'a> Reporter<'a> {
 }
 
 /// Replaces a file in one step, so that a reader never sees half of it.
-fn write_whole(path: &Path, text: &str) -> io::Result<()> {
+pub fn write_whole(path: &Path, text: &str) -> io::Result<()> {
     let draft = path.with_extension("draft");
     std::fs::write(&draft, text)?;
     std::fs::rename(&draft, path)
