@@ -4,11 +4,12 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean-cache
+.PHONY: help setup demo bench test lint clean-cache
 
 # Limits, in seconds: nothing here may hang.
 DEMO_LIMIT_S := 3600
 TEST_LIMIT_S := 5400
+BENCH_LIMIT_S := 36000
 
 # On a terminal Ctrl-C must reach the commands; elsewhere the limit must end their children too.
 LIMITED := timeout $(shell test -t 0 && echo --foreground) --kill-after=30
@@ -24,6 +25,11 @@ setup: ## Find or install MPI, libtorch and libclang (make demo and make test do
 demo: setup ## Train alone, with DDP and with ZeRO-1, and prove the runs equal bit for bit
 	@$(LIMITED) $(DEMO_LIMIT_S) cargo build --workspace
 	@$(LIMITED) $(DEMO_LIMIT_S) ci/demo
+
+bench: ## Measure ours against PyTorch and DeepSpeed in pairs: hours (ONLY='PATTERN ...' for a part)
+	@ci/setup --peers
+	@$(LIMITED) $(DEMO_LIMIT_S) cargo build --release --workspace
+	@$(LIMITED) $(BENCH_LIMIT_S) ci/bench $(foreach pattern,$(ONLY),--only '$(pattern)')
 
 test: setup ## The whole test suite
 	@$(LIMITED) $(TEST_LIMIT_S) ci/test

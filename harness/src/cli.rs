@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use lockstep_record::{RunDir, exit};
 
+use crate::bench::BenchArgs;
 use crate::compare::{CompareError, Mode, Tolerance, compare};
 use crate::flight::{self, FlightError};
 use crate::report;
@@ -16,8 +17,8 @@ use crate::verify::{self, Keep, Options};
 
 /// Compares training runs bit for bit, and proves that a trainer keeps its promise; shows where their time went.
 ///
-/// Exit codes: 0 equal, or done; 2 wrong command line or plan; 100 a difference was found; 101 something could not be
-/// compared or run, so nothing is known about it.
+/// Exit codes: 0 equal, or done; 2 wrong command line or plan; 100 a difference was found, or with `bench --strict` an aim
+/// was missed; 101 something could not be compared or run, so nothing is known about it.
 #[derive(Debug, Parser)]
 #[command(name = "lockstep-harness", version)]
 pub struct Cli {
@@ -42,6 +43,8 @@ enum Command {
     Measure(predict::MeasureArgs),
     /// Fit a cost model to measured runs and predict strong and weak scaling.
     Predict(predict::PredictArgs),
+    /// Measure ours against theirs in pairs of runs, and report the ratios.
+    Bench(BenchArgs),
 }
 
 #[derive(Debug, Args)]
@@ -77,7 +80,8 @@ struct VerifyArgs {
     /// Only cases whose GROUP/NAME contains this (`*` stands for anything); their golden runs always run.
     #[arg(long, value_name = "PATTERN")]
     only: Option<String>,
-    /// Command that starts N ranks, with {ranks} for N [default: $LOCKSTEP_MPIRUN or mpirun, with its options]
+    /// Command that starts N ranks, with {ranks} for N [default: $LOCKSTEP_MPIRUN or mpirun, with its
+    /// options]
     #[arg(long, value_name = "COMMAND")]
     launcher: Option<String>,
     /// Stop at the first case that does not pass, instead of going on with the rest.
@@ -118,6 +122,7 @@ impl Cli {
             Command::Trace(args) => args.run(out, errors),
             Command::Measure(args) => args.run(out, errors),
             Command::Predict(args) => args.run(out, errors),
+            Command::Bench(args) => args.run(out, errors),
         }
     }
 }

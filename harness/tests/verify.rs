@@ -253,7 +253,7 @@ fn cases_can_be_selected_and_results_are_never_mixed() {
     let (code, out) = stand.verify_with(golden, &cases, &["--only", "g/ddp*"]);
     assert_eq!(code, 0, "{out}");
     let (code, out) = stand.verify_with(golden, &cases, &[]);
-    assert!(code == 2 && out.contains("is not empty: verify never mixes"), "{out}");
+    assert!(code == 2 && out.contains("is not empty: runs are never mixed"), "{out}");
     let (code, out) = stand.verify_with(golden, &cases, &["--only", "nothing"]);
     assert!(code == 2 && out.contains("no case of the plan has such a name"), "{out}");
 }

@@ -134,6 +134,12 @@ fn open_trace(session: &Session, run_dir: &RunDir) -> Result<(), Failure> {
     let (comm, origin) = (session.comm, Instant::now());
     let offset_us = offset_to_rank_0(comm, origin)?;
     let path = run_dir.rank_trace(comm.rank());
+    // Of an earlier execution, which may have had more ranks.
+    let cleared = match comm.rank() {
+        0 if run_dir.traces().exists() => std::fs::remove_dir_all(run_dir.traces()),
+        _ => Ok(()),
+    };
+    together(comm, exit::INTERNAL, cleared)?;
     let opened = std::fs::create_dir_all(run_dir.traces())
         .and_then(|()| session.trace.open(&path, comm.rank(), &manifest::hostname(), origin, offset_us))
         .map_err(|error| format!("cannot begin the trace {}: {error}", path.display()));

@@ -107,7 +107,7 @@ impl StepTimes {
     }
 
     fn median(&self, of: fn(&Seconds) -> f64) -> f64 {
-        median(&mut self.seconds.iter().map(of).collect::<Vec<_>>())
+        median(&self.seconds.iter().map(of).collect::<Vec<_>>()).unwrap_or(0.0)
     }
 }
 

@@ -149,6 +149,6 @@ fn check(constants: &Constants, measurement: &Measurement) -> Result<Checked, Pr
 }
 
 fn median_error(checked: &[Checked]) -> Option<f64> {
-    let mut errors: Vec<f64> = checked.iter().map(|checked| checked.error_percent).collect();
-    (!errors.is_empty()).then(|| crate::median(&mut errors))
+    let errors: Vec<f64> = checked.iter().map(|checked| checked.error_percent).collect();
+    crate::median(&errors)
 }

@@ -110,8 +110,8 @@ fn measured(prediction: &Prediction, scaling: &Scaling, kind: Kind) -> Vec<(f64,
         let same = |run: &&Measurement| {
             run.ranks == 1 && run.workload == scaling.series.workload && run.micro_batches == micro_batches
         };
-        let mut seconds: Vec<f64> = all().filter(same).map(|run| run.step_s).collect();
-        (!seconds.is_empty()).then(|| median(&mut seconds))
+        let seconds: Vec<f64> = all().filter(same).map(|run| run.step_s).collect();
+        median(&seconds)
     };
     let point = |run: &Measurement| {
         let ranks = f64::from(run.ranks);

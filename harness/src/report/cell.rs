@@ -7,7 +7,8 @@ use serde::Serialize;
 use super::comparison::ulps_text;
 use super::curves::Curve;
 use crate::compare::{Comparison, Mode, Verdict};
-use crate::verify::{Case, Group, LaunchRecord};
+use crate::launch::LaunchRecord;
+use crate::verify::{Case, Group};
 
 /// What became of a case.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

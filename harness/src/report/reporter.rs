@@ -1,11 +1,12 @@
 //! Shows each cell as it is done, and rewrites all reports after each: a crash keeps what was known by then.
 
 use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::cell::{Cell, REPORT_VERSION, Report};
 use super::table::{Colour, Table};
+use super::text::write_whole;
 use super::{html, junit, sentence};
 use crate::verify::Plan;
 
@@ -75,11 +76,4 @@ impl<'a> Reporter<'a> {
         write_whole(&self.folder.join("junit.xml"), &junit(&self.report).map_err(io::Error::other)?)?;
         write_whole(&self.folder.join("report.html"), &html(&self.report).map_err(io::Error::other)?)
     }
-}
-
-/// Replaces a file in one step, so that a reader never sees half of it.
-pub fn write_whole(path: &Path, text: &str) -> io::Result<()> {
-    let draft = path.with_extension("draft");
-    std::fs::write(&draft, text)?;
-    std::fs::rename(&draft, path)
 }

@@ -1,6 +1,7 @@
 //! The table on the terminal: one line a cell, printed as soon as the cell is done.
 
 use super::cell::{Cell, Outcome};
+use super::text::one_line;
 use crate::verify::{Case, Plan};
 
 /// Whether lines may be coloured.
@@ -88,21 +89,5 @@ fn colour(outcome: &Outcome) -> &'static str {
         Outcome::Passed => "32",
         Outcome::Different | Outcome::CouldNotRun { .. } => "1;31",
         Outcome::Skipped { .. } => "33",
-    }
-}
-
-/// Line breaks and control characters would break the table, or the terminal.
-fn one_line(text: &str) -> String {
-    let clean = |c: char| if c.is_control() { ' ' } else { c };
-    text.chars().map(clean).collect::<String>().split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_trainer_printed_cannot_drive_the_terminal() {
-        assert_eq!(one_line("a\n\x1b[2Jb\t c"), "a [2Jb c");
     }
 }

@@ -138,8 +138,8 @@ impl Sums {
         }
     }
 
-    pub fn of_rank(mut self, rank: usize, label: String) -> RankFigures {
-        let step_median_us = median(&mut self.steps_us);
+    pub fn of_rank(self, rank: usize, label: String) -> RankFigures {
+        let step_median_us = median(&self.steps_us).unwrap_or(0.0);
         RankFigures { rank, label, step_median_us, mean: self.figures() }
     }
 }

@@ -3,19 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use lockstep_record::{Manifest, RunDir, exit, read_json};
+use lockstep_record::RunDir;
 
-use super::launch::{Ended, Launch, LaunchRecord, tail};
-use super::launcher::Launcher;
+use super::Keep;
 use super::plan::{Case, Group, Plan, Stage, Work};
-use super::{Keep, unix_s};
 use crate::compare::{Comparison, compare};
+use crate::launch::{
+    Expected, Launch, LaunchRecord, Launcher, Places, check_world, complaint, probe, unix_s,
+};
 use crate::report::{Cell, Outcome, read_curve};
-
-/// Limit of the command that asks whether a foreign trainer is there.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(120);
 
 pub(super) struct Runner {
     pub trainer: PathBuf,
@@ -72,14 +70,14 @@ impl Runner {
         match &case.work {
             Work::Stages(stages) => self.run_stages(group, case, stages, folder, launches)?,
             Work::Foreign { command, requires, ranks, .. } => {
-                let fill = |words: &[String]| -> Vec<String> {
-                    words.iter().map(|word| self.fill(word, plan, golden, &run_dir)).collect()
-                };
+                let (plan_dir, trainer) = (&plan.folder, &self.trainer);
+                let places = Places { plan_dir, trainer, golden, run_dir: &run_dir, ranks: *ranks };
                 if !requires.is_empty() {
-                    self.probe(fill(requires), folder)?;
+                    probe(places.fill(requires), folder, &self.stop).map_err(Failure::Skipped)?;
                 }
-                self.launch(fill(command), case, &folder.join("command"), launches)?;
-                check_world(&RunDir::new(&run_dir), &[(*ranks, None, None)])?;
+                self.launch(places.fill(command), case, &folder.join("command"), launches)?;
+                let expected = Expected { ranks: *ranks, strategy: None, from_step: None };
+                check_world(&RunDir::new(&run_dir), &[expected]).map_err(Failure::CouldNotRun)?;
             }
         }
         let Some(golden) = golden else { return Ok(None) };
@@ -107,10 +105,10 @@ impl Runner {
             .iter()
             .map(|stage| {
                 let from = std::mem::replace(&mut from_step, stage.stop_after);
-                (stage.ranks, Some(stage.strategy.as_str()), from)
+                Expected { ranks: stage.ranks, strategy: Some(&stage.strategy), from_step: from }
             })
             .collect();
-        check_world(&RunDir::new(&run_dir), &expected)
+        check_world(&RunDir::new(&run_dir), &expected).map(drop).map_err(Failure::CouldNotRun)
     }
 
     /// Runs one command line to its end; anything but success is a failure with the end of what it said.
@@ -124,41 +122,9 @@ impl Runner {
         let (stdout, stderr) = (log.with_extension("stdout"), log.with_extension("stderr"));
         let launch = Launch { argv, stdout, stderr, timeout: case.timeout, stop: &self.stop };
         let (ended, record) = launch.run();
-        let (message, log) = match tail(&record.stderr) {
-            text if text.is_empty() => (tail(&record.stdout), record.stdout.clone()),
-            text => (text, record.stderr.clone()),
-        };
+        let complaint = complaint(&ended, &record);
         launches.push(record);
-        if ended == Ended::Exit(exit::OK) {
-            return Ok(());
-        }
-        let quoted = if message.is_empty() { "it printed nothing".into() } else { message };
-        Err(Failure::CouldNotRun(format!("{ended} ({}): {quoted}", log.display())))
-    }
-
-    /// Whether a foreign trainer is installed here.
-    fn probe(&self, argv: Vec<String>, folder: &Path) -> Result<(), Failure> {
-        let (stdout, stderr) = (folder.join("requires.stdout"), folder.join("requires.stderr"));
-        let launch = Launch { argv, stdout, stderr, timeout: PROBE_TIMEOUT, stop: &self.stop };
-        let (ended, record) = launch.run();
-        if ended == Ended::Exit(0) {
-            return Ok(());
-        }
-        let said = tail(&record.stderr);
-        let last = said.lines().last().unwrap_or_default();
-        Err(Failure::Skipped(format!("what it requires is not here: {ended}: {last}")))
-    }
-
-    fn fill(&self, word: &str, plan: &Plan, golden: Option<&Path>, run_dir: &Path) -> String {
-        let text = |path: &Path| path.to_string_lossy().into_owned();
-        let paths = [
-            ("{golden}", golden.map_or(String::new(), text)),
-            ("{run_dir}", text(run_dir)),
-            ("{plan_dir}", text(&plan.folder)),
-            ("{trainer}", text(&self.trainer)),
-            ("{python}", find_python(&self.trainer)),
-        ];
-        paths.iter().fold(word.to_owned(), |word, (name, path)| word.replace(name, path))
+        complaint.map_or(Ok(()), |text| Err(Failure::CouldNotRun(text)))
     }
 
     /// Deletes the checkpoints of a candidate that passed and that no later case is compared with.
@@ -200,38 +166,4 @@ fn train_command(trainer: &Path, group: &Group, stage: &Stage, run_dir: &Path, r
         option("--resume", "auto".into());
     }
     argv
-}
-
-/// What ran must be what was asked for: N processes that each believe to be alone would all be equal.
-/// `expected` has ranks, strategy and first step of each launch.
-fn check_world(run: &RunDir, expected: &[(u32, Option<&str>, Option<u64>)]) -> Result<(), Failure> {
-    let manifest: Manifest =
-        read_json(&run.manifest()).map_err(|error| Failure::CouldNotRun(error.to_string()))?;
-    let segments = &manifest.segments;
-    if segments.len() != expected.len() {
-        let (asked, found) = (expected.len(), segments.len());
-        return Err(Failure::CouldNotRun(format!("{asked} launches, but its record tells of {found}")));
-    }
-    for (index, (segment, &(ranks, strategy, from_step))) in segments.iter().zip(expected).enumerate() {
-        let strategy = strategy.unwrap_or(&segment.strategy);
-        let from_step = from_step.unwrap_or(segment.from_step);
-        let asked = format!("{ranks} rank(s), {strategy}, from step {from_step}");
-        let found =
-            format!("{} rank(s), {}, from step {}", segment.world_size, segment.strategy, segment.from_step);
-        if asked != found {
-            let launch = index + 1;
-            return Err(Failure::CouldNotRun(format!(
-                "launch {launch}: asked for {asked}; its record says {found}"
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// `LOCKSTEP_PYTHON`, the project's own `.toolchain/bin/python` above the trainer, or `python3` on the PATH.
-fn find_python(trainer: &Path) -> String {
-    let own =
-        || trainer.ancestors().map(|folder| folder.join(".toolchain/bin/python")).find(|path| path.exists());
-    let found = std::env::var_os("LOCKSTEP_PYTHON").map(PathBuf::from).or_else(own);
-    found.unwrap_or_else(|| "python3".into()).to_string_lossy().into_owned()
 }

@@ -1,24 +1,20 @@
 //! Runs a plan: golden runs, candidates, a comparison of each pair, and the reports.
 
 mod cases;
-mod launch;
-mod launcher;
 mod plan;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::Ordering;
 
 use lockstep_record::exit;
 
+use crate::launch::{Launcher, PlaceError, find_trainer, make_work_dir, stop_flag};
+use crate::plan_file::PlanError;
 use crate::report::{Cell, Outcome, Reporter};
 use cases::Runner;
 
-pub use launch::LaunchRecord;
-pub use launcher::Launcher;
-pub use plan::{Case, Group, Plan, PlanError, Stage};
+pub use plan::{Case, Group, Plan, Stage};
 
 /// Which candidates' checkpoints stay on disk. Golden runs keep theirs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -45,12 +41,10 @@ pub struct Options {
 pub enum VerifyError {
     #[error(transparent)]
     Plan(#[from] PlanError),
-    #[error("no trainer at {}: build it (`cargo build --release`) or name it with --trainer", .0.display())]
-    NoTrainer(PathBuf),
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     #[error("--only {0}: no case of the plan has such a name")]
     NothingSelected(String),
-    #[error("{} is not empty: verify never mixes with earlier results; name another --work-dir", .0.display())]
-    WorkDirInUse(PathBuf),
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error("interrupted: the reports in {} hold the cases that were finished", .0.display())]
@@ -60,7 +54,7 @@ pub enum VerifyError {
 impl VerifyError {
     pub fn exit_code(&self) -> i32 {
         match self {
-            Self::Io { .. } => exit::INTERNAL,
+            Self::Io { .. } | Self::Place(PlaceError::Io { .. }) => exit::INTERNAL,
             Self::Interrupted(_) => exit::CASE_FAILED,
             _ => exit::USAGE,
         }
@@ -81,7 +75,7 @@ pub fn verify(options: &Options, out: &mut dyn Write) -> Result<i32, VerifyError
         }
     }
     let trainer = find_trainer(options.trainer.as_deref())?;
-    let work_dir = make_work_dir(options)?;
+    let work_dir = make_work_dir(options.work_dir.as_deref(), "verify", &options.plan)?;
     let launcher = Launcher::find(options.launcher.as_deref(), plan.launcher.as_deref(), &trainer);
     let mut reporter = Reporter::new(&plan, work_dir.clone(), out);
     let runner = Runner {
@@ -124,44 +118,4 @@ fn exit_code(cells: &[Cell]) -> i32 {
     } else {
         exit::OK
     }
-}
-
-fn find_trainer(named: Option<&Path>) -> Result<PathBuf, VerifyError> {
-    let beside = || Some(std::env::current_exe().ok()?.parent()?.join("lockstep"));
-    let from_environment = || std::env::var_os("LOCKSTEP_TRAINER").map(PathBuf::from);
-    let path =
-        named.map(Path::to_owned).or_else(from_environment).or_else(beside).unwrap_or("lockstep".into());
-    match std::fs::canonicalize(&path) {
-        Ok(found) if found.is_file() => Ok(found),
-        _ => Err(VerifyError::NoTrainer(path)),
-    }
-}
-
-/// Seconds since 1970.
-fn unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
-}
-
-fn make_work_dir(options: &Options) -> Result<PathBuf, VerifyError> {
-    let path = options.work_dir.clone().unwrap_or_else(|| {
-        let runs = std::env::var_os("LOCKSTEP_RUNS").map_or("runs".into(), PathBuf::from);
-        let plan = options.plan.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        runs.join(format!("verify-{plan}-{}", unix_s()))
-    });
-    std::fs::create_dir_all(&path).map_err(VerifyError::io(&path))?;
-    let path = std::fs::canonicalize(&path).map_err(VerifyError::io(&path))?;
-    let mut entries = std::fs::read_dir(&path).map_err(VerifyError::io(&path))?;
-    if entries.next().is_some() {
-        return Err(VerifyError::WorkDirInUse(path));
-    }
-    Ok(path)
-}
-
-/// Ctrl-C and SIGTERM must end the launched ranks too: they are in process groups of their own.
-fn stop_flag(work_dir: &Path) -> Result<Arc<AtomicBool>, VerifyError> {
-    let flag = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
-        signal_hook::flag::register(signal, Arc::clone(&flag)).map_err(VerifyError::io(work_dir))?;
-    }
-    Ok(flag)
 }

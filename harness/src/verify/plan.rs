@@ -4,26 +4,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
 use crate::compare::{Mode, Tolerance};
+use crate::plan_file::{
+    PlanError, TIMEOUT_DEFAULT_S, check_name, check_ranks, find_config, folder_of, matches, read_yaml,
+    seconds,
+};
 
 /// Plans may extend one another this deep.
 const EXTENDS_MAX: usize = 8;
-/// The largest plan that is read, in bytes.
-const PLAN_BYTES_MAX: u64 = 1 << 20;
-/// Seconds that a launch may take where the plan says nothing.
-const TIMEOUT_DEFAULT_S: f64 = 600.0;
-const TIMEOUT_MAX_S: f64 = 1e6;
-const RANKS_MAX: u32 = 1 << 20;
-
-/// What is wrong with a plan, and where.
-#[derive(Debug, thiserror::Error)]
-pub enum PlanError {
-    #[error("{}: {problem}", path.display())]
-    File { path: PathBuf, problem: String },
-}
-
 /// As it is written in YAML.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -200,26 +189,10 @@ impl Plan {
     }
 }
 
-/// Whether `text` contains `pattern`, in which `*` stands for anything.
-fn matches(pattern: &str, text: &str) -> bool {
-    let mut rest = text;
-    pattern.split('*').all(|part| match rest.find(part) {
-        Some(at) => {
-            rest = &rest[at + part.len()..];
-            true
-        }
-        None => false,
-    })
-}
-
 fn load_at(path: &Path, depth: usize) -> Result<Plan, PlanError> {
     let fail = |problem: String| PlanError::File { path: path.to_owned(), problem };
     let file: PlanFile = read_yaml(path).map_err(&fail)?;
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
-    };
-    let folder = std::fs::canonicalize(&folder).map_err(|error| fail(error.to_string()))?;
+    let folder = folder_of(path).map_err(&fail)?;
     let mut plan = match &file.extends {
         None => Plan { title: String::new(), folder: folder.clone(), launcher: None, groups: Vec::new() },
         Some(_) if depth == 0 => {
@@ -241,30 +214,6 @@ fn load_at(path: &Path, depth: usize) -> Result<Plan, PlanError> {
     Ok(plan)
 }
 
-fn read_yaml<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
-    let (file, bytes) = crate::compare::open_plain_file(path).map_err(|_| match path.exists() {
-        true => "cannot be read as a plain file".to_owned(),
-        false => "no such plan".to_owned(),
-    })?;
-    if bytes > PLAN_BYTES_MAX {
-        return Err(format!("{bytes} bytes are too many for a plan (at most {PLAN_BYTES_MAX})"));
-    }
-    let text = std::io::read_to_string(file).map_err(|error| error.to_string())?;
-    parse(&text)
-}
-
-fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
-    serde_yaml::from_str(text).map_err(|error| error.to_string())
-}
-
-fn seconds(value: f64) -> Result<Duration, String> {
-    if value > 0.0 && value <= TIMEOUT_MAX_S {
-        Ok(Duration::from_secs_f64(value))
-    } else {
-        Err(format!("timeout_s: {value} is not a number of seconds above 0 and up to {TIMEOUT_MAX_S}"))
-    }
-}
-
 fn add_group(plan: &mut Plan, file: GroupFile, timeout: Duration) -> Result<(), String> {
     check_name(&file.name)?;
     let index = match plan.groups.iter().position(|group| group.name == file.name) {
@@ -273,10 +222,7 @@ fn add_group(plan: &mut Plan, file: GroupFile, timeout: Duration) -> Result<(), 
         }
         Some(index) => index,
         None => {
-            let config = plan.folder.join(file.config.ok_or("needs a `config`")?);
-            if !config.is_file() {
-                return Err(format!("config: no such file: {}", config.display()));
-            }
+            let config = find_config(&plan.folder, &file.config.ok_or("needs a `config`")?)?;
             let golden = file.golden.ok_or("needs a `golden` run")?;
             let golden = make_case("golden", golden, timeout, &[])?;
             plan.groups.push(Group { name: file.name, config, set: file.set, golden, cases: Vec::new() });
@@ -300,16 +246,6 @@ fn add_group(plan: &mut Plan, file: GroupFile, timeout: Duration) -> Result<(), 
         return Err("has no cases".into());
     }
     Ok(())
-}
-
-/// Names become folders.
-fn check_name(name: &str) -> Result<(), String> {
-    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if !name.is_empty() && name.len() <= 64 && !name.starts_with('.') && name.chars().all(fine) {
-        Ok(())
-    } else {
-        Err(format!("`{name}` is not a name of up to 64 letters, digits, `-`, `_` and `.`"))
-    }
 }
 
 /// `earlier` are the cases that this one may be compared with; none for the golden run.
@@ -347,9 +283,7 @@ fn make_case(name: &str, file: CaseFile, timeout: Duration, earlier: &[&str]) ->
 fn make_stages(mut stages: Vec<Stage>, set: &[String]) -> Result<Vec<Stage>, String> {
     let last = stages.len() - 1;
     for (index, stage) in stages.iter_mut().enumerate() {
-        if stage.ranks == 0 || stage.ranks > RANKS_MAX {
-            return Err(format!("stage {}: {} ranks", index + 1, stage.ranks));
-        }
+        check_ranks(stage.ranks).map_err(|problem| format!("stage {}: {problem}", index + 1))?;
         if index < last && stage.stop_after.is_none() {
             return Err(format!(
                 "stage {}: needs `stop_after`, or the next one has nothing to resume",

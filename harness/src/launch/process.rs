@@ -12,6 +12,8 @@ use serde::Serialize;
 
 /// How often a running launch is looked at.
 const POLL: Duration = Duration::from_millis(20);
+/// Limit of the command that asks whether a foreign trainer is there.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(120);
 /// From the request to end until the kill.
 const GRACE: Duration = Duration::from_secs(5);
 /// How much of the end of a log goes into a message, in bytes.
@@ -109,6 +111,32 @@ impl Launch<'_> {
     }
 }
 
+/// What a launch that did not end with 0 is blamed for: how it ended, and the end of what it said.
+pub fn complaint(ended: &Ended, record: &LaunchRecord) -> Option<String> {
+    if *ended == Ended::Exit(0) {
+        return None;
+    }
+    let (message, log) = match tail(&record.stderr) {
+        text if text.is_empty() => (tail(&record.stdout), &record.stdout),
+        text => (text, &record.stderr),
+    };
+    let quoted = if message.is_empty() { "it printed nothing".into() } else { message };
+    Some(format!("{ended} ({}): {quoted}", log.display()))
+}
+
+/// Whether a foreign trainer is installed here; the error says what is missing. The output goes into
+/// `folder`.
+pub fn probe(argv: Vec<String>, folder: &Path, stop: &AtomicBool) -> Result<(), String> {
+    let (stdout, stderr) = (folder.join("requires.stdout"), folder.join("requires.stderr"));
+    let (ended, record) = Launch { argv, stdout, stderr, timeout: PROBE_TIMEOUT, stop }.run();
+    if ended == Ended::Exit(0) {
+        return Ok(());
+    }
+    let said = tail(&record.stderr);
+    let last = said.lines().last().unwrap_or_default();
+    Err(format!("what it requires is not here: {ended}: {last}"))
+}
+
 fn ended(status: ExitStatus) -> Ended {
     match (status.code(), status.signal()) {
         (Some(code), _) => Ended::Exit(code),
@@ -116,7 +144,8 @@ fn ended(status: ExitStatus) -> Ended {
     }
 }
 
-/// Asks the whole process group to end, and kills what is left of it. A launcher that is asked ends its ranks.
+/// Asks the whole process group to end, and kills what is left of it. A launcher that is asked ends its
+/// ranks.
 fn end_group(child: &mut Child) {
     signal_group(child, libc::SIGTERM);
     let asked = Instant::now();
@@ -130,8 +159,8 @@ fn end_group(child: &mut Child) {
 
 fn signal_group(child: &Child, signal: i32) {
     if let Ok(group) = i32::try_from(child.id()) {
-        // SAFETY: kill takes two integers. The group was made for this child, which has not been forgotten; at
-        // worst the group is empty and the call fails.
+        // SAFETY: kill takes two integers. The group was made for this child, which has not been forgotten;
+        // at worst the group is empty and the call fails.
         unsafe { libc::kill(-group, signal) };
     }
 }

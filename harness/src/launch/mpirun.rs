@@ -78,7 +78,8 @@ fn flavour(command: &[String]) -> Flavour {
     }
 }
 
-/// Ranks may outnumber cores, and must not be bound: Open MPI would bind each with all its threads to one core.
+/// Ranks may outnumber cores, and must not be bound: Open MPI would bind each with all its threads to one
+/// core.
 fn with_options(mut command: Vec<String>, flavour: Flavour, root: bool) -> Vec<String> {
     let options: &[&str] = match (flavour, root) {
         (Flavour::OpenMpi, true) => &["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"],

@@ -1,0 +1,261 @@
+//! Runs one comparison: its golden run if a peer needs one, then pairs of runs, each with a limit.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use lockstep_record::RunDir;
+
+use super::cores::{Cores, others_share};
+use super::links::Links;
+use super::measure::{LaunchTimes, Measured, Record, unlike};
+use super::order::ours_goes_first;
+use super::plan::{Comparison, Peer, Plan, Side, Variant};
+use super::results::{Finding, Pair};
+use crate::launch::{Expected, Launch, Launcher, Places, check_world, complaint, probe, unix_s};
+
+/// How often `metrics.jsonl` is looked at for its first line.
+const POLL: Duration = Duration::from_millis(5);
+
+pub(super) struct Runner<'a> {
+    pub plan: &'a Plan,
+    pub trainer: &'a Path,
+    /// Or why there is none: comparisons of one rank run all the same.
+    pub launcher: &'a Result<Launcher, String>,
+    pub work_dir: &'a Path,
+    pub stop: &'a AtomicBool,
+    pub cores: &'a Cores,
+    pub disturbance_max: f64,
+    /// Pairs of a comparison that may be repeated because others used the cores.
+    pub repeats: usize,
+    pub links: Links<'a>,
+    /// Golden runs made so far, by what decides them.
+    pub goldens: Vec<(GoldenKey, Result<PathBuf, String>)>,
+}
+
+/// Configuration, settings and steps: comparisons that share them share a golden run.
+type GoldenKey = (PathBuf, Vec<String>, u64);
+
+/// What all runs of one comparison share.
+struct Bout<'a> {
+    comparison: &'a Comparison,
+    golden: Option<PathBuf>,
+    link_launcher: Option<&'a [String]>,
+}
+
+impl Runner<'_> {
+    /// Runs a comparison to its end, or to the first run that fails. `progress` hears of each pair.
+    pub fn run(&mut self, comparison: &Comparison, progress: &mut dyn FnMut(&Finding)) -> Finding {
+        let mut finding = Finding::new(comparison, self.cores.accounting(), self.disturbance_max, unix_s());
+        finding.problem = self.run_pairs(comparison, &mut finding, progress).err();
+        finding
+    }
+
+    fn run_pairs(
+        &mut self,
+        comparison: &Comparison,
+        finding: &mut Finding,
+        progress: &mut dyn FnMut(&Finding),
+    ) -> Result<(), String> {
+        let golden = match &comparison.theirs {
+            Side::Peer(peer) => {
+                self.probe(comparison, peer)?;
+                if comparison.theirs.needs_golden() { Some(self.golden(comparison)?) } else { None }
+            }
+            Side::Variant(_) => None,
+        };
+        let link_launcher = self.links.switch_to(&comparison.link)?;
+        let bout = Bout { comparison, golden, link_launcher };
+        let attempts = comparison.pairs + self.repeats;
+        while finding.wants_more() && finding.pairs.len() < attempts {
+            let ours_first = ours_goes_first(&finding.pairs);
+            let folder =
+                self.work_dir.join(&comparison.name).join(format!("pair-{:03}", finding.pairs.len() + 1));
+            let pair = self.pair(&bout, &folder, ours_first, finding)?;
+            finding.add(pair);
+            progress(finding);
+        }
+        Ok(())
+    }
+
+    fn pair(
+        &self,
+        bout: &Bout,
+        folder: &Path,
+        ours_first: bool,
+        finding: &mut Finding,
+    ) -> Result<Pair, String> {
+        let mut ours = None;
+        let mut theirs = None;
+        for is_ours in [ours_first, !ours_first] {
+            let (place, name) = if is_ours { (&mut ours, "ours") } else { (&mut theirs, "theirs") };
+            let ran = self.one_run(bout, is_ours, &folder.join(name));
+            *place = Some(ran.map_err(|problem| format!("{name}: {problem}"))?);
+        }
+        let (Some((our_record, ours)), Some((their_record, theirs))) = (ours, theirs) else {
+            return Err("a run is missing".into());
+        };
+        finding.ours.learn(&our_record.manifest);
+        finding.theirs.learn(&their_record.manifest);
+        if let Some(difference) = unlike(&our_record, &their_record) {
+            return Err(difference);
+        }
+        let disturbed = ours.others_share.max(theirs.others_share) > self.disturbance_max;
+        Ok(Pair { ours_first, disturbed, ours, theirs })
+    }
+
+    fn one_run(&self, bout: &Bout, is_ours: bool, folder: &Path) -> Result<(Record, Measured), String> {
+        let comparison = bout.comparison;
+        let run_dir = folder.join("run");
+        let (argv, strategy) = match (&comparison.theirs, is_ours) {
+            (Side::Peer(peer), false) => {
+                let places = self.places(bout.golden.as_deref(), &run_dir, comparison.ranks);
+                let command = places.fill(&peer.command);
+                let argv = match bout.link_launcher {
+                    Some(launcher) => [places.fill(launcher), command].concat(),
+                    None => command,
+                };
+                (argv, None)
+            }
+            (Side::Variant(variant), false) => (self.our_command(bout, variant, &run_dir)?, Some(variant)),
+            (_, true) => (self.our_command(bout, &comparison.ours, &run_dir)?, Some(&comparison.ours)),
+        };
+        let times = self.launch(argv, folder, &RunDir::new(&run_dir), comparison.timeout)?;
+        let run = RunDir::new(&run_dir);
+        let strategy = strategy.map(|variant| variant.strategy.as_str());
+        let expected = Expected { ranks: comparison.ranks, strategy, from_step: Some(0) };
+        let manifest = check_world(&run, &[expected])?;
+        let record = Record::read(&run, manifest).map_err(|error| error.to_string())?;
+        let measured = record.measure(comparison.warmup_steps, times)?;
+        // Hundreds of megabytes a run that nobody reads.
+        let _ = std::fs::remove_dir_all(run.checkpoints());
+        Ok((record, measured))
+    }
+
+    fn our_command(&self, bout: &Bout, variant: &Variant, run_dir: &Path) -> Result<Vec<String>, String> {
+        let comparison = bout.comparison;
+        let mut program = train_command(self.trainer, comparison, &variant.strategy, &variant.set, run_dir);
+        program.extend(variant.flags.iter().cloned());
+        match bout.link_launcher {
+            Some(launcher) => {
+                Ok([self.places(None, run_dir, comparison.ranks).fill(launcher), program].concat())
+            }
+            None => Launcher::wrap(self.launcher, comparison.ranks, program),
+        }
+    }
+
+    /// Runs a command line to its end; anything but success is an error with the end of what it said.
+    fn launch(
+        &self,
+        argv: Vec<String>,
+        folder: &Path,
+        run: &RunDir,
+        timeout: Duration,
+    ) -> Result<LaunchTimes, String> {
+        std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        let [stdout, stderr] = ["stdout", "stderr"].map(|name| folder.join(name));
+        let launch = Launch { argv, stdout, stderr, timeout, stop: self.stop };
+        let unknown = "cannot read CPU times from /proc: nothing is known about who used the cores";
+        let before = self.cores.read().ok_or(unknown)?;
+        let (ended, record, first_line) = watched(launch, &run.metrics());
+        let after = self.cores.read().ok_or(unknown)?;
+        if let Some(text) = complaint(&ended, &record) {
+            return Err(text);
+        }
+        let Some(startup) = first_line else {
+            return Err(format!("it ended well but left no step in {}", run.metrics().display()));
+        };
+        Ok(LaunchTimes {
+            startup_seconds: startup.as_secs_f64(),
+            seconds: record.seconds,
+            others_share: others_share(&before, &after),
+        })
+    }
+
+    /// Whether a peer is installed here.
+    fn probe(&self, comparison: &Comparison, peer: &Peer) -> Result<(), String> {
+        if peer.requires.is_empty() {
+            return Ok(());
+        }
+        let folder = self.work_dir.join(&comparison.name);
+        std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        let argv = self.places(None, &folder, comparison.ranks).fill(&peer.requires);
+        probe(argv, &folder, self.stop).map_err(|problem| format!("{}: {problem}", peer.label))
+    }
+
+    /// The run that a peer repeats: ours on one rank, with its initial state saved.
+    fn golden(&mut self, comparison: &Comparison) -> Result<PathBuf, String> {
+        let key = (comparison.config.clone(), comparison.set.clone(), comparison.steps_in_all());
+        if let Some((_, made)) = self.goldens.iter().find(|(known, _)| *known == key) {
+            return made.clone();
+        }
+        let folder = self.work_dir.join(format!("golden-{}", self.goldens.len() + 1));
+        let made = self.make_golden(comparison, &folder).map_err(|problem| format!("golden run: {problem}"));
+        // Being told to stop says nothing about the golden run.
+        if !self.stop.load(Ordering::Relaxed) {
+            self.goldens.push((key, made.clone()));
+        }
+        made
+    }
+
+    fn make_golden(&self, comparison: &Comparison, folder: &Path) -> Result<PathBuf, String> {
+        let run_dir = folder.join("run");
+        let set = ["checkpoint.at_start=true".to_owned()];
+        let argv = train_command(self.trainer, comparison, "single", &set, &run_dir);
+        let run = RunDir::new(&run_dir);
+        self.launch(argv, folder, &run, comparison.timeout)?;
+        // Peers read the initial state only.
+        let _ = std::fs::remove_dir_all(run.checkpoint(comparison.steps_in_all()));
+        Ok(run_dir)
+    }
+
+    fn places<'b>(&'b self, golden: Option<&'b Path>, run_dir: &'b Path, ranks: u32) -> Places<'b> {
+        Places { plan_dir: &self.plan.folder, trainer: self.trainer, golden, run_dir, ranks }
+    }
+}
+
+fn train_command(
+    trainer: &Path,
+    comparison: &Comparison,
+    strategy: &str,
+    set: &[String],
+    run_dir: &Path,
+) -> Vec<String> {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let mut argv = vec![text(trainer), "train".into(), "--config".into(), text(&comparison.config)];
+    let own =
+        [format!("schedule.steps={}", comparison.steps_in_all()), format!("parallel.strategy={strategy}")];
+    for set in comparison.set.iter().chain(set).chain(&own) {
+        argv.extend(["--set".to_owned(), set.clone()]);
+    }
+    argv.extend(["--run-dir".to_owned(), text(run_dir)]);
+    argv
+}
+
+/// Runs a launch, and takes the time until the file has its first whole line.
+fn watched(
+    launch: Launch,
+    file: &Path,
+) -> (crate::launch::Ended, crate::launch::LaunchRecord, Option<Duration>) {
+    let (start, done) = (Instant::now(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| first_line(file, start, &done));
+        let (ended, record) = launch.run();
+        done.store(true, Ordering::Relaxed);
+        (ended, record, watcher.join().unwrap_or_default())
+    })
+}
+
+fn first_line(file: &Path, start: Instant, done: &AtomicBool) -> Option<Duration> {
+    loop {
+        // Asked before looking: what was written before the end is seen.
+        let last_look = done.load(Ordering::Relaxed);
+        if std::fs::read(file).is_ok_and(|bytes| bytes.contains(&b'\n')) {
+            return Some(start.elapsed());
+        }
+        if last_look {
+            return None;
+        }
+        std::thread::sleep(POLL);
+    }
+}

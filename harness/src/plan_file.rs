@@ -1,0 +1,105 @@
+//! What plans of either kind have in common: how they are read, and what their names and limits may be.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+/// The largest plan that is read, in bytes.
+const PLAN_BYTES_MAX: u64 = 1 << 20;
+/// Seconds that a launch may take where the plan says nothing.
+pub const TIMEOUT_DEFAULT_S: f64 = 600.0;
+const TIMEOUT_MAX_S: f64 = 1e6;
+const RANKS_MAX: u32 = 1 << 20;
+
+/// What is wrong with a plan, and where.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error("{}: {problem}", path.display())]
+    File { path: PathBuf, problem: String },
+}
+
+/// Reads a plan; an error names the key, the line and the column.
+pub fn read_yaml<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
+    let (file, bytes) = crate::compare::open_plain_file(path).map_err(|_| match path.exists() {
+        true => "cannot be read as a plain file".to_owned(),
+        false => "no such plan".to_owned(),
+    })?;
+    if bytes > PLAN_BYTES_MAX {
+        return Err(format!("{bytes} bytes are too many for a plan (at most {PLAN_BYTES_MAX})"));
+    }
+    let text = std::io::read_to_string(file).map_err(|error| error.to_string())?;
+    parse(&text)
+}
+
+pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_yaml::from_str(text).map_err(|error| error.to_string())
+}
+
+/// The folder of a plan's file: paths in the plan start there.
+pub fn folder_of(path: &Path) -> Result<PathBuf, String> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    std::fs::canonicalize(folder).map_err(|error| error.to_string())
+}
+
+/// A configuration that a plan names.
+pub fn find_config(folder: &Path, config: &Path) -> Result<PathBuf, String> {
+    let path = folder.join(config);
+    match path.is_file() {
+        true => Ok(path),
+        false => Err(format!("config: no such file: {}", path.display())),
+    }
+}
+
+pub fn seconds(value: f64) -> Result<Duration, String> {
+    if value > 0.0 && value <= TIMEOUT_MAX_S {
+        Ok(Duration::from_secs_f64(value))
+    } else {
+        Err(format!("timeout_s: {value} is not a number of seconds above 0 and up to {TIMEOUT_MAX_S}"))
+    }
+}
+
+pub fn check_ranks(ranks: u32) -> Result<u32, String> {
+    match ranks {
+        1..=RANKS_MAX => Ok(ranks),
+        _ => Err(format!("{ranks} ranks")),
+    }
+}
+
+/// Names become folders.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if !name.is_empty() && name.len() <= 64 && !name.starts_with('.') && name.chars().all(fine) {
+        Ok(())
+    } else {
+        Err(format!("`{name}` is not a name of up to 64 letters, digits, `-`, `_` and `.`"))
+    }
+}
+
+/// Whether `text` contains `pattern`, in which `*` stands for anything.
+pub fn matches(pattern: &str, text: &str) -> bool {
+    let mut rest = text;
+    pattern.split('*').all(|part| match rest.find(part) {
+        Some(at) => {
+            rest = &rest[at + part.len()..];
+            true
+        }
+        None => false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_pattern_without_stars_is_a_substring(pattern in "[ab]{0,3}", text in "[ab]{0,6}") {
+            prop_assert_eq!(matches(&pattern, &text), text.contains(&pattern));
+        }
+    }
+}
