@@ -10,7 +10,7 @@ import xxhash
 
 from gradients import share, tree_sum
 from record import BLOCK_ELEMENTS, LANES, digest, digest_lines, rank_ranges, real, square_sum
-from train import learning_rate
+from schedule import learning_rate
 
 
 def node(leaves, level, index):
