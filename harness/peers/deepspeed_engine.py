@@ -23,6 +23,14 @@ def load():
     return deepspeed
 
 
+def build_op():
+    """Compiles the op that DeepSpeed's communication loads at its first use: minutes that no run should spend."""
+    load()
+    from deepspeed.accelerator import get_accelerator
+
+    get_accelerator().create_op_builder("ShareMemCommBuilder").load()
+
+
 class DeepSpeed:
     """As engines.Single, by deepspeed.initialize: it accumulates, reduces, shards, updates and all-gathers."""
 
