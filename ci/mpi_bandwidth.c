@@ -3,18 +3,25 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { MESSAGE_BYTES = 4 << 20 };
+enum { MESSAGE_BYTES = 4 << 20, IN_FLIGHT = 4 };
 
-/* Seconds that `messages` messages from `sender` take, until the receiver has all of them. */
+/* Seconds that `messages` messages from `sender` take, until the receiver has all of them. Several are in flight, so
+   that the link never waits for an answer. */
 static double transfer(char *buffer, int rank, int sender, int messages) {
     MPI_Barrier(MPI_COMM_WORLD);
     double begin = MPI_Wtime();
+    MPI_Request requests[IN_FLIGHT];
+    for (int i = 0; i < IN_FLIGHT; i++) requests[i] = MPI_REQUEST_NULL;
     for (int i = 0; i < messages; i++) {
+        char *message = buffer + (size_t)(i % IN_FLIGHT) * MESSAGE_BYTES;
+        MPI_Request *request = &requests[i % IN_FLIGHT];
+        MPI_Wait(request, MPI_STATUS_IGNORE);
         if (rank == sender)
-            MPI_Send(buffer, MESSAGE_BYTES, MPI_CHAR, 1 - sender, 0, MPI_COMM_WORLD);
+            MPI_Isend(message, MESSAGE_BYTES, MPI_CHAR, 1 - sender, 0, MPI_COMM_WORLD, request);
         else
-            MPI_Recv(buffer, MESSAGE_BYTES, MPI_CHAR, sender, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+            MPI_Irecv(message, MESSAGE_BYTES, MPI_CHAR, sender, 0, MPI_COMM_WORLD, request);
     }
+    MPI_Waitall(IN_FLIGHT, requests, MPI_STATUSES_IGNORE);
     MPI_Barrier(MPI_COMM_WORLD);
     return MPI_Wtime() - begin;
 }
@@ -24,7 +31,7 @@ int main(int argc, char **argv) {
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &size);
-    char *buffer = calloc(1, MESSAGE_BYTES);
+    char *buffer = calloc(IN_FLIGHT, MESSAGE_BYTES);
     int messages = argc > 1 ? atoi(argv[1]) : 0;
     if (size != 2 || messages < 1 || !buffer) {
         fprintf(stderr, "usage: mpirun -np 2 mpi_bandwidth MESSAGES (of %d bytes)\n", MESSAGE_BYTES);
