@@ -127,7 +127,8 @@ class WholeProgramTest(unittest.TestCase):
         golden = self.golden(2)
         digested = self.repeat(golden, "digested")
         shutil.rmtree(golden)
-        plain = self.repeat(self.golden(2, record__digests_every=0), "plain")
+        plain = self.repeat(self.golden(2, record__digests_every=0), "plain", "--no-checkpoint")
+        self.assertEqual(list((plain / "checkpoints").iterdir()), [])
         self.assertEqual(lines(plain, "digests"), [])
         for left, right in zip(lines(digested, "metrics"), lines(plain, "metrics"), strict=True):
             self.assertEqual(left["micro_batch_losses"], right["micro_batch_losses"])

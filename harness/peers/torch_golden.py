@@ -35,6 +35,7 @@ def parse_arguments():
     parser.add_argument("--ranks", type=int, help="ranks to start here (default: 1, or those of torchrun or mpirun)")
     parser.add_argument("--master", metavar="HOST[:PORT]", help="under mpirun: where rank 0 is (default: MASTER_ADDR)")
     parser.add_argument("--steps", type=int, help="steps to repeat (default: all of the golden run)")
+    parser.add_argument("--no-checkpoint", action="store_true", help="save nothing at the end: for measurements")
     parser.add_argument("--timeout-s", type=float, default=900, help="seconds until all ranks are ended")
     return parser.parse_args()
 

@@ -44,7 +44,10 @@ def run(golden, arguments, world):
             directory.write("samples", [{"step": step, "micro_batches": golden.samples[step - 1]}])
             directory.write("metrics", [line])
             print(f"step {step}/{last_step}  loss {line['loss']}  gradient norm {line['gradient_norm']}", flush=True)
-    finish(golden, engine, directory, last_step)
+    if not arguments.no_checkpoint:
+        save_checkpoint(golden, engine, directory, last_step)
+    if directory:
+        directory.end(last_step)
     leave(world)
 
 
@@ -164,13 +167,12 @@ def manifest_of(golden, arguments, world, ranks, versions):
     return {"record_version": RECORD_VERSION, "program": program, "config": config, **kept, "segments": [segment]}
 
 
-def finish(golden, engine, directory, step):
-    """Saves the last checkpoint and ends the record; all ranks call it, since each may hold a part of the state."""
+def save_checkpoint(golden, engine, directory, step):
+    """All ranks call it, since each may hold a part of the state; rank 0 writes."""
     tensors = {f"model/{name}": parameter for name, parameter in engine.named}
     tensors |= {f"optimizer/{name}": tensor for name, tensor in engine.state()}
     if directory:
         directory.save_checkpoint(step, training_state(golden, directory.manifest, step), tensors)
-        directory.end(step)
 
 
 def training_state(golden, manifest, step):
