@@ -7,6 +7,8 @@ from pathlib import Path
 
 import blake3
 
+import model
+
 SHAKESPEARE = Path(__file__).resolve().parents[2] / "data" / "shakespeare.txt"
 # Exit codes of the project (harness/record/src/exit.rs).
 USAGE = 2
@@ -56,17 +58,7 @@ def load(path):
 
 def check_config(config):
     unsupported = [
-        (config["model"]["kind"] not in ("gpt", "resnet"), "model.kind is neither gpt nor resnet"),
-        (config["model"]["dropout"] != 0, "model.dropout is not 0: the generators of its masks differ"),
-        (config["model"]["positions"] != "learned", "model.positions is not learned"),
-        (config["model"].get("layer_drop", 0) != 0, "model.layer_drop is not 0: the generators differ"),
-        (config["model"].get("freeze", []) != [], "model.freeze is not empty"),
-        (config["data"]["tokenizer"] != "bytes", "data.tokenizer is not bytes"),
-        (config["data"].get("augment", False), "data.augment is not false"),
-        (
-            config["data"]["kind"] == "images" and config["data"]["path"] != "embedded:shapes",
-            "data.path is not embedded:shapes",
-        ),
+        *model.unsupported(config),
         (config["optim"]["clip_norm"] is not None, "optim.clip_norm is not null"),
         (config["optim"]["kind"] not in ("adamw", "sgd"), "optim.kind is neither adamw nor sgd"),
         (config["precision"] != "fp32", "precision is not fp32"),

@@ -15,7 +15,7 @@ class Resnet(torch.nn.Module):
         super().__init__()
         self.stages, self.layers = config["stages"], config["layers"]
         for name, tensor in weights.items():
-            self.register_parameter(name.replace(".", "__"), torch.nn.Parameter(tensor.clone()))
+            self.register_parameter(name.replace(".", "__"), torch.nn.Parameter(tensor))
 
     def parameter(self, name):
         return getattr(self, name.replace(".", "__"))

@@ -34,8 +34,8 @@ pub struct MpiComm {
     turn: Option<Arc<Mutex<()>>>,
     check_collectives: bool,
     watchdog: Arc<Watchdog>,
-    /// MPI is finalised when this one is dropped.
-    first: bool,
+    /// Of the training thread's. It is dropped after the watchdog, whose thread must ask MPI nothing then.
+    _finalizer: Option<Finalizer>,
 }
 
 // SAFETY: a communicator's handle may be used from any thread; `turn` keeps threads apart where MPI needs that, and
@@ -56,7 +56,7 @@ impl MpiComm {
             .ok_or_else(|| failed("MPI was already initialised".into()))?;
         let world = universe.world();
         let (rank, size) = (world.rank() as usize, world.size() as usize);
-        // `Drop` finalises instead, because the universe cannot be sent to another thread.
+        // `Finalizer` does its work instead, because the universe cannot be sent to another thread.
         std::mem::forget(universe);
         // SAFETY: MPI is initialised; errors then come back as return codes instead of ending the process.
         unsafe { ffi::MPI_Comm_set_errhandler(ffi::RSMPI_COMM_WORLD, ffi::RSMPI_ERRORS_RETURN) };
@@ -74,7 +74,7 @@ impl MpiComm {
             turn: (threading == Threading::Serialized).then(Arc::default),
             check_collectives,
             watchdog: Arc::new(watchdog),
-            first: true,
+            _finalizer: Some(Finalizer),
         };
         if threading == Threading::Multiple {
             let _watch = comm.watchdog.watch(comm.control("set-up of communicators", 0));
@@ -246,12 +246,13 @@ impl Peers for MpiComm {
     }
 }
 
-impl Drop for MpiComm {
+/// Finalises MPI when it is dropped.
+struct Finalizer;
+
+impl Drop for Finalizer {
     fn drop(&mut self) {
-        if self.first {
-            // SAFETY: MPI was initialised, and the communication thread, which holds no `first`, was joined before.
-            unsafe { ffi::MPI_Finalize() };
-        }
+        // SAFETY: MPI was initialised, and the communication thread has been joined.
+        unsafe { ffi::MPI_Finalize() };
     }
 }
 
@@ -336,9 +337,19 @@ impl Comm for MpiComm {
             return Ok(None);
         }
         let mut communicator = self.communicator;
-        self.call("MPI_Comm_dup", || unsafe { ffi::MPI_Comm_dup(self.communicator, &mut communicator) })?;
+        let operation = "set-up of communicators";
+        self.guarded(self.control(operation, 0), Lengths::Equal, || {
+            self.call(operation, || unsafe { ffi::MPI_Comm_dup(self.communicator, &mut communicator) })
+        })?;
         let (turn, watchdog) = (self.turn.clone(), Arc::clone(&self.watchdog));
-        Ok(Some(Box::new(Self { communicator, pace: Pace::Patient, turn, watchdog, first: false, ..*self })))
+        Ok(Some(Box::new(Self {
+            communicator,
+            pace: Pace::Patient,
+            turn,
+            watchdog,
+            _finalizer: None,
+            ..*self
+        })))
     }
 
     fn at_step(&self, step: u64) {
