@@ -69,8 +69,8 @@ fn a_step_left_out_is_as_if_it_had_not_been() {
             let mut buffers = [flat::zeros(&layout), flat::zeros(&layout)];
             buffers[0][0].as_mut_slice().iter_mut().enumerate().for_each(|(i, p)| *p = value(i));
             let [parameters, gradients] = &mut buffers;
-            let owned = vec![0..layout.buckets[0].elements];
-            let mut optimizer = Optimizer::new(&settings(kind), &layout, owned);
+            let whole = 0..layout.buckets[0].elements;
+            let mut optimizer = Optimizer::new(&settings(kind), &layout, vec![whole]);
             for (number, &(seed, used)) in steps.iter().enumerate() {
                 let gradient = gradients[0].as_mut_slice();
                 gradient.iter_mut().enumerate().for_each(|(i, g)| *g = value(i * 3 + seed as usize));
