@@ -6,7 +6,7 @@ fn line(channel: Channel, sequence: u64, state: FlightState) -> FlightLine {
     FlightLine {
         sequence,
         channel,
-        operation: if sequence % 2 == 0 { "all-gather" } else { "all-to-all" }.into(),
+        operation: if sequence.is_multiple_of(2) { "all-gather" } else { "all-to-all" }.into(),
         bucket: Some(sequence % 5),
         step: sequence / 10,
         elements: 8,
