@@ -12,9 +12,9 @@ const BYTES_MAX: u64 = 1 << 20;
 /// The configurations in `configs/`, so that their names work anywhere.
 pub const EMBEDDED: &[(&str, &str)] = &[
     ("base.yaml", include_str!("../../configs/base.yaml")),
-    ("bench-resnet.yaml", include_str!("../../configs/bench-resnet.yaml")),
     ("bench-10m.yaml", include_str!("../../configs/bench-10m.yaml")),
     ("bench-30m.yaml", include_str!("../../configs/bench-30m.yaml")),
+    ("bench-resnet.yaml", include_str!("../../configs/bench-resnet.yaml")),
     ("bpe.yaml", include_str!("../../configs/bpe.yaml")),
     ("demo.yaml", include_str!("../../configs/demo.yaml")),
     ("gpt-10m.yaml", include_str!("../../configs/gpt-10m.yaml")),
