@@ -26,6 +26,12 @@ pub enum Command {
         #[command(subcommand)]
         command: Ckpt,
     },
+    /// Find the fastest bucket size, overlap and threads on this machine: `lockstep-harness tune` with this trainer
+    #[command(disable_help_flag = true)]
+    Tune {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+        arguments: Vec<std::ffi::OsString>,
+    },
 }
 
 /// Where a configuration comes from.

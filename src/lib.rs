@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod comm;
 pub mod commands;
+pub mod compress;
 pub mod config;
 pub mod data;
 pub mod files;

@@ -30,6 +30,8 @@ pub enum Mutation {
     GatherLength,
     /// The last rank's training thread loops for ever in step 3.
     EndlessLoop,
+    /// What compression leaves out of a gradient is lost instead of being added to the next one.
+    ForgetResiduals,
 }
 
 static ACTIVE: OnceLock<Mutation> = OnceLock::new();

@@ -15,6 +15,7 @@ pub enum Purpose {
     Image = 4,
     Augmentation = 5,
     LayerDrop = 6,
+    PowerSgd = 7,
 }
 
 /// An endless sequence of random numbers: element `i` depends on these fields and `i` alone. Streams of which any
@@ -101,6 +102,11 @@ impl Stream {
     /// Whether one layer is left out for one micro-batch of one step.
     pub fn layer_drop(seed: u64, layer: u32, micro_batch: u32, step: u32) -> Self {
         Self { seed, purpose: Purpose::LayerDrop, a: layer, b: micro_batch, c: step }
+    }
+
+    /// The directions that PowerSGD first looks in, for the `parameter`-th of the model; `draw` counts the new beginnings.
+    pub fn power_sgd(seed: u64, parameter: u32, draw: u32) -> Self {
+        Self { seed, purpose: Purpose::PowerSgd, a: parameter, b: 0, c: draw }
     }
 
     /// Uniform 32-bit numbers: elements `0..out.len()`.

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod collectives;
+mod compression;
 mod equality;
 mod faults;
 mod gradients;
@@ -10,3 +11,4 @@ mod launch;
 mod negative_controls;
 mod overlap;
 mod resume;
+mod tune;

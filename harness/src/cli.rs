@@ -13,6 +13,7 @@ use crate::bench::BenchArgs;
 use crate::compare::{CompareError, Mode, Tolerance, compare};
 use crate::flight::{self, FlightError};
 use crate::report;
+use crate::tune::TuneArgs;
 use crate::verify::{self, Keep, Options};
 
 /// Compares training runs bit for bit, and proves that a trainer keeps its promise; shows where their time went.
@@ -45,6 +46,8 @@ enum Command {
     Predict(predict::PredictArgs),
     /// Measure ours against theirs in pairs of runs, and report the ratios.
     Bench(BenchArgs),
+    /// Find the fastest bucket size, overlap and threads for a training on this machine.
+    Tune(TuneArgs),
 }
 
 #[derive(Debug, Args)]
@@ -123,6 +126,7 @@ impl Cli {
             Command::Measure(args) => args.run(out, errors),
             Command::Predict(args) => args.run(out, errors),
             Command::Bench(args) => args.run(out, errors),
+            Command::Tune(args) => args.run(out, errors),
         }
     }
 }

@@ -80,6 +80,9 @@ pub trait Comm {
         recvs: &mut [Incoming<'_>],
     ) -> Result<(), CommError>;
 
+    /// Bytes that this rank has sent in [`Comm::exchange`] so far.
+    fn bytes_sent(&self) -> u64;
+
     /// Sums `buffer` over all ranks in an order of the library's choice.
     fn all_reduce_native(&self, buffer: &mut [f32]) -> Result<(), CommError>;
 

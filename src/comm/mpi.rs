@@ -1,6 +1,7 @@
 //! Collectives over MPI. The calls go through the C interface, because the safe one drops return codes. Each starts a
 //! non-blocking operation and looks after it politely until it is done: see [`super::patience`].
 
+use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -34,6 +35,7 @@ pub struct MpiComm {
     turn: Option<Arc<Mutex<()>>>,
     check_collectives: bool,
     watchdog: Arc<Watchdog>,
+    bytes_sent: Cell<u64>,
     /// Of the training thread's. It is dropped after the watchdog, whose thread must ask MPI nothing then.
     _finalizer: Option<Finalizer>,
 }
@@ -74,6 +76,7 @@ impl MpiComm {
             turn: (threading == Threading::Serialized).then(Arc::default),
             check_collectives,
             watchdog: Arc::new(watchdog),
+            bytes_sent: Cell::new(0),
             _finalizer: Some(Finalizer),
         };
         if threading == Threading::Multiple {
@@ -179,6 +182,7 @@ impl MpiComm {
             }
         }
         for send in sends {
+            self.bytes_sent.update(|sent| sent + send.bytes.len() as u64);
             for chunk in send.bytes.chunks(MESSAGE_BYTES) {
                 let (place, length, to) = (read(chunk), chunk.len() as c_int, send.to as c_int);
                 post(&|request| unsafe {
@@ -342,11 +346,13 @@ impl Comm for MpiComm {
             self.call(operation, || unsafe { ffi::MPI_Comm_dup(self.communicator, &mut communicator) })
         })?;
         let (turn, watchdog) = (self.turn.clone(), Arc::clone(&self.watchdog));
+        let bytes_sent = Cell::new(0);
         Ok(Some(Box::new(Self {
             communicator,
             pace: Pace::Patient,
             turn,
             watchdog,
+            bytes_sent,
             _finalizer: None,
             ..*self
         })))
@@ -380,6 +386,10 @@ impl Comm for MpiComm {
         let call = Call { elements: bytes, bytes, dtype: "u8", ..self.data(operation, 0) };
         let lengths = Lengths::Pairs { send: &send, receive: &receive };
         self.guarded(call, lengths, || self.swap(operation, sends, recvs))
+    }
+
+    fn bytes_sent(&self) -> u64 {
+        self.bytes_sent.get()
     }
 
     fn all_reduce_native(&self, buffer: &mut [f32]) -> Result<(), CommError> {

@@ -32,6 +32,10 @@ impl Comm for SoloComm {
         Ok(())
     }
 
+    fn bytes_sent(&self) -> u64 {
+        0
+    }
+
     fn all_reduce_native(&self, _: &mut [f32]) -> Result<(), CommError> {
         Ok(())
     }

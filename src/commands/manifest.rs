@@ -37,6 +37,7 @@ pub fn segment(session: &Session, start: &Start) -> Result<Segment, Failure> {
         world_size: session.comm.size() as u32,
         strategy: config.parallel.strategy.name().into(),
         reduction: if session.isolated { "none" } else { config.parallel.reduction.name() }.into(),
+        compression: session.compression.clone(),
         backend: session.comm.name().into(),
         threads_per_rank: tch::get_num_threads() as u32,
         cpu_capability: torch::cpu_capability(),

@@ -6,7 +6,9 @@ mod manifest;
 mod plan;
 mod resume;
 mod train;
+mod tune;
 
 pub use ckpt::ckpt;
 pub use config::config;
 pub use train::train;
+pub use tune::tune;

@@ -30,7 +30,11 @@ pub fn describe(session: &Session) -> String {
         ),
     );
     let strategy = config.parallel.strategy.name();
-    row("strategy", format!("{strategy}, {} reduction", config.parallel.reduction.name()));
+    let compression = match &session.compression {
+        None => String::new(),
+        Some(name) => format!(", {name} compression (bits depend on the number of ranks)"),
+    };
+    row("strategy", format!("{strategy}, {} reduction{compression}", config.parallel.reduction.name()));
     row(
         "model",
         format!(

@@ -98,6 +98,11 @@ fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
     if arguments.trace {
         open_trace(&session, &run_dir)?;
     }
+    if let Some(name) = &session.compression {
+        tracing::warn!(
+            "parallel.compression: {name}: the result is an approximation that depends on the number of ranks"
+        );
+    }
     session.corpus.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     if session.overlap_is_missing() {
         tracing::warn!(

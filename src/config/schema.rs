@@ -161,8 +161,8 @@ pub struct Batch {
     pub micro_batch_size: usize,
 }
 
-/// How ranks share the work. Nothing here changes bits, except `reduction: native`, and `unused_parameters` where
-/// some are unused.
+/// How ranks share the work. Nothing here changes bits, except `reduction: native`, `compression`, and
+/// `unused_parameters` where some are unused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Parallel {
@@ -172,6 +172,12 @@ pub struct Parallel {
     pub backend: Backend,
     /// In which order the gradients of the micro-batches are added.
     pub reduction: Reduction,
+    /// How gradients are made smaller before they travel. Anything but `none` makes the result an approximation whose bits
+    /// depend on the number of ranks; it needs `reduction: ordered`, and one rank alone compresses nothing.
+    pub compression: Compression,
+    /// Rank of the matrices that `compression: powersgd` sends instead of a gradient's matrix.
+    #[schemars(range(min = 1, max = 256))]
+    pub powersgd_rank: usize,
     /// Capacity of a gradient bucket, in MiB. It does not change bits.
     #[schemars(range(max = 16_384), extend("exclusiveMinimum" = 0))]
     pub bucket_mb: f64,
@@ -270,6 +276,32 @@ impl Reduction {
         match self {
             Self::Ordered => "ordered",
             Self::Native => "native",
+        }
+    }
+}
+
+/// How gradients are made smaller before they travel. What is left out of one step's gradient is added to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// Rounded to bfloat16: half the traffic.
+    Bf16,
+    /// Rounded to IEEE half precision: half the traffic, more digits than `bf16`, but nothing beyond 65504.
+    Fp16,
+    /// Matrices become products of two thin ones (PowerSGD, Vogels et al. 2019).
+    Powersgd,
+}
+
+impl Parallel {
+    /// As the run record spells it, for example `powersgd-4`; none for no compression.
+    pub fn compression_name(&self) -> Option<String> {
+        match self.compression {
+            Compression::None => None,
+            Compression::Bf16 => Some("bf16".into()),
+            Compression::Fp16 => Some("fp16".into()),
+            Compression::Powersgd => Some(format!("powersgd-{}", self.powersgd_rank)),
         }
     }
 }

@@ -8,7 +8,10 @@ use serde_json::Value;
 use super::check::{check_values, get};
 use super::document::shown;
 use super::error::Problem;
-use super::schema::{Backend, Config, Data, DataKind, ModelKind, Positions, StrategyKind, TokenizerKind};
+use super::schema::{
+    Backend, Compression, Config, Data, DataKind, ModelKind, Parallel, Positions, Reduction, StrategyKind,
+    TokenizerKind,
+};
 
 /// Before the name of data that are part of the program.
 const EMBEDDED_PREFIX: &str = "embedded:";
@@ -61,6 +64,7 @@ fn across_fields(config: &Config) -> Vec<Problem> {
         heads(config),
         betas(config.optim.betas),
         clip_norm(config.optim.clip_norm),
+        compression(&config.parallel),
         vocabulary(&config.data),
         warmup(config),
         evaluation(config),
@@ -155,6 +159,15 @@ fn betas(betas: [f64; 2]) -> Option<Problem> {
 fn clip_norm(clip_norm: Option<f64>) -> Option<Problem> {
     let bad = clip_norm.filter(|norm| !norm.is_finite())?;
     Some(Problem::new("optim.clip_norm", format!("found {bad}"), "give a number above 0, or null"))
+}
+
+/// The library's all-reduce adds numbers that it understands; compressed ones are added here.
+fn compression(parallel: &Parallel) -> Option<Problem> {
+    if parallel.compression == Compression::None || parallel.reduction == Reduction::Ordered {
+        return None;
+    }
+    let message = "compressed gradients cannot be added by the library (parallel.reduction: native)";
+    Some(Problem::new("parallel.compression", message, "choose reduction: ordered, or compression: none"))
 }
 
 fn vocabulary(data: &Data) -> Option<Problem> {

@@ -15,6 +15,11 @@ pub struct PartialSums {
 }
 
 impl PartialSums {
+    /// One sum that is complete as far as this rank goes.
+    pub fn whole(sum: Flat) -> Self {
+        Self { slots: vec![sum], held: 1 }
+    }
+
     /// This rank's subtrees, in leaf order.
     pub fn held(&self) -> &[Flat] {
         &self.slots[..self.held]
@@ -31,6 +36,14 @@ impl PartialSums {
 
     pub fn gradient_mut(&mut self) -> &mut Flat {
         &mut self.slots[0]
+    }
+
+    /// Adds this rank's subtrees, one after the other: not the order of the tree, for sums that are approximate anyway.
+    pub fn add_up(&mut self) {
+        let held = self.held;
+        if let Some((sum, others)) = self.slots[..held].split_first_mut() {
+            others.iter().for_each(|other| flat::add(sum.as_mut_slice(), other.as_slice()));
+        }
     }
 
     /// Adds a gradient to what lies in a range of a slot, or stores it there.

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::accumulate::PartialSums;
-use super::flat::{add, bytes, bytes_mut};
+use super::flat::{Element, Flat, add, bytes, bytes_mut};
 use super::tree::{Accumulation, Merge, Node, merge_order};
 use crate::comm::{Comm, CommError, Incoming, Outgoing};
 use crate::mutate::{Mutation, active};
@@ -45,30 +45,45 @@ impl Exchange {
         sums: &mut PartialSums,
         shards: &[Range<usize>],
     ) -> Result<(), CommError> {
-        let mine = shards[self.rank].clone();
-        let others = |&rank: &usize| rank != self.rank;
-        let count: usize = (0..shards.len()).filter(others).map(|rank| self.held[rank]).sum();
-        self.received.resize(count * mine.len(), 0.0);
-        if shards.len() > 1 {
-            let chunks = |rank: usize| {
-                let chunk = shards[rank].clone();
-                sums.held()
-                    .iter()
-                    .map(move |sum| Outgoing { to: rank, bytes: bytes(&sum.as_slice()[chunk.clone()]) })
-            };
-            let sends: Vec<Outgoing> = (0..shards.len()).filter(others).flat_map(chunks).collect();
-            let from = (0..shards.len()).filter(others).flat_map(|rank| vec![rank; self.held[rank]]);
-            let places = self.received.chunks_exact_mut(mine.len().max(1));
-            let mut recvs: Vec<Incoming> =
-                from.zip(places).map(|(from, place)| Incoming { from, bytes: bytes_mut(place) }).collect();
-            comm.exchange("reduce-scatter", &nonempty(sends), &mut recvs)?;
-        }
-        self.add_up(sums, mine);
+        let mut received = std::mem::take(&mut self.received);
+        let held: Vec<&[f32]> = sums.held().iter().map(Flat::as_slice).collect();
+        self.swap(comm, &held, shards, &mut received)?;
+        self.add_up(sums, shards[self.rank].clone(), &mut received);
+        self.received = received;
         Ok(())
     }
 
-    /// Adds all ranks' subtrees of this rank's shard along the tree; the sum ends in the gradient.
-    fn add_up(&mut self, sums: &mut PartialSums, mine: Range<usize>) {
+    /// Sends each rank its shard of `held`, this rank's subtrees in whichever form, and receives the others' subtrees of
+    /// this rank's shard, back to back in leaf order.
+    pub fn swap<T: Element>(
+        &self,
+        comm: &dyn Comm,
+        held: &[&[T]],
+        shards: &[Range<usize>],
+        received: &mut Vec<T>,
+    ) -> Result<(), CommError> {
+        let mine = shards[self.rank].clone();
+        let others = |&rank: &usize| rank != self.rank;
+        let count: usize = (0..shards.len()).filter(others).map(|rank| self.held[rank]).sum();
+        received.resize(count * mine.len(), T::default());
+        if shards.len() == 1 {
+            return Ok(());
+        }
+        let chunks = |rank: usize| {
+            let chunk = shards[rank].clone();
+            held.iter().map(move |sum| Outgoing { to: rank, bytes: bytes(&sum[chunk.clone()]) })
+        };
+        let sends: Vec<Outgoing> = (0..shards.len()).filter(others).flat_map(chunks).collect();
+        let from = (0..shards.len()).filter(others).flat_map(|rank| vec![rank; self.held[rank]]);
+        let places = received.chunks_exact_mut(mine.len().max(1));
+        let mut recvs: Vec<Incoming> =
+            from.zip(places).map(|(from, place)| Incoming { from, bytes: bytes_mut(place) }).collect();
+        comm.exchange("reduce-scatter", &nonempty(sends), &mut recvs)
+    }
+
+    /// Adds all ranks' subtrees of this rank's shard along the tree: its own in place, the others' as [`Exchange::swap`]
+    /// received them. The sum ends in the gradient.
+    pub fn add_up(&self, sums: &mut PartialSums, mine: Range<usize>, received: &mut [f32]) {
         let length = mine.len();
         let first: usize = self.held[..self.rank].iter().sum();
         let own = self.held[self.rank];
@@ -77,7 +92,7 @@ impl Exchange {
             let end = (start + STRETCH).min(length);
             // Of every subtree the same stretch: of others' from what was received, of this rank's in place.
             let mut slots: Vec<&mut [f32]> = Vec::with_capacity(self.held.iter().sum());
-            let (before, after) = self.received.split_at_mut(first * length);
+            let (before, after) = received.split_at_mut(first * length);
             slots.extend(before.chunks_exact_mut(length).map(|sum| &mut sum[start..end]));
             let stretch = mine.start + start..mine.start + end;
             slots.extend(sums.held_mut().iter_mut().map(|sum| &mut sum.as_mut_slice()[stretch.clone()]));
@@ -101,9 +116,13 @@ fn nonempty(sends: Vec<Outgoing>) -> Vec<Outgoing> {
 }
 
 /// Sends this rank's shard of a buffer to all others and fills in theirs, in place.
-pub fn all_gather(comm: &dyn Comm, buffer: &mut [f32], shards: &[Range<usize>]) -> Result<(), CommError> {
+pub fn all_gather<T: Element>(
+    comm: &dyn Comm,
+    buffer: &mut [T],
+    shards: &[Range<usize>],
+) -> Result<(), CommError> {
     let (rank, mut rest) = (comm.rank(), buffer);
-    let mut parts: Vec<&mut [f32]> = Vec::with_capacity(shards.len());
+    let mut parts: Vec<&mut [T]> = Vec::with_capacity(shards.len());
     for shard in shards {
         let (part, tail) = rest.split_at_mut(shard.len());
         parts.push(part);

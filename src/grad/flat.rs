@@ -76,16 +76,26 @@ pub fn add(sum: &mut [f32], other: &[f32]) {
     }
 }
 
-/// The bytes of fp32 elements, as files and digests hold them.
-pub fn bytes(values: &[f32]) -> &[u8] {
+/// What a message or a file can consist of.
+///
+/// # Safety
+/// Every byte of such a value is initialised, and every pattern of bits is one.
+pub unsafe trait Element: Copy + Default {}
+// SAFETY: a plain number.
+unsafe impl Element for f32 {}
+// SAFETY: a plain number.
+unsafe impl Element for u16 {}
+
+/// The bytes of elements, as messages, files and digests hold them.
+pub fn bytes<T: Element>(values: &[T]) -> &[u8] {
     const { assert!(cfg!(target_endian = "little"), "the run record is little endian") };
-    // SAFETY: every byte of an f32 is initialised, and u8 has no alignment.
+    // SAFETY: see [`Element`]; u8 has no alignment.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
 /// The same, to be filled.
-pub fn bytes_mut(values: &mut [f32]) -> &mut [u8] {
-    // SAFETY: as above; every bit pattern is an f32.
+pub fn bytes_mut<T: Element>(values: &mut [T]) -> &mut [u8] {
+    // SAFETY: as above.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }
 

@@ -7,7 +7,7 @@ use lockstep_record::{RecordError, RunDir, StepLine, read_lines};
 
 const HEADER: &str = "step,epoch,loss,validation_loss,gradient_norm,parameter_norm,clip_coefficient,learning_rate,tokens,\
 tokens_per_second,seconds_total,seconds_data,seconds_forward,seconds_backward,seconds_communication,seconds_optimizer,\
-seconds_record,resident_bytes_max";
+seconds_record,resident_bytes_max,bytes_sent";
 
 /// The CSV of a run's metrics. Every field is a number, so nothing needs quotes.
 fn csv(metrics: &Path) -> Result<String, RecordError> {
@@ -19,7 +19,7 @@ fn csv(metrics: &Path) -> Result<String, RecordError> {
         // Writing to a string cannot fail.
         let _ = writeln!(
             text,
-            "{},{},{},{validation},{},{},{},{},{},{},{},{},{},{},{},{},{},{}",
+            "{},{},{},{validation},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}",
             line.step,
             line.epoch,
             line.loss,
@@ -36,7 +36,8 @@ fn csv(metrics: &Path) -> Result<String, RecordError> {
             seconds.communication,
             seconds.optimizer,
             seconds.record,
-            line.resident_bytes_max
+            line.resident_bytes_max,
+            line.bytes_sent
         );
     }
     Ok(text)

@@ -16,7 +16,7 @@ use crate::mutate::{Mutation, strikes};
 use crate::optim::Update;
 use worker::{Desk, Done, Job, Worker};
 
-pub use worker::Tools;
+pub use worker::{Cost, Tools};
 
 /// The update of a bucket and its parameters, if it need not wait for the norm of the whole gradient.
 pub type EarlyUpdate = Option<(Update, Flat)>;
@@ -48,8 +48,7 @@ struct State {
     reduced: Vec<Option<(PartialSums, Vec<f64>)>>,
     /// Buckets whose parameters are under way.
     publishing: Vec<bool>,
-    /// Seconds that went into communication, on whichever thread.
-    seconds: f64,
+    cost: Cost,
 }
 
 impl<'a> Reducer<'a> {
@@ -166,9 +165,9 @@ impl<'a> Reducer<'a> {
         (0..self.complete.len()).try_for_each(|bucket| self.arrive(bucket))
     }
 
-    /// Seconds of communication since the last call.
-    pub fn take_seconds(&self) -> f64 {
-        std::mem::take(&mut self.state.borrow_mut().seconds)
+    /// Of all communication since the last call.
+    pub fn take_cost(&self) -> Cost {
+        std::mem::take(&mut self.state.borrow_mut().cost)
     }
 
     fn receive(&self) -> Result<(), CommError> {
@@ -179,9 +178,10 @@ impl<'a> Reducer<'a> {
         Ok(())
     }
 
-    fn book(&self, (done, seconds): (Done, f64)) {
+    fn book(&self, (done, cost): (Done, Cost)) {
         let mut state = self.state.borrow_mut();
-        state.seconds += seconds;
+        state.cost.seconds += cost.seconds;
+        state.cost.bytes += cost.bytes;
         match done {
             Done::Reduced { bucket, sums, square_sums } => state.reduced[bucket] = Some((sums, square_sums)),
             Done::Published { bucket } => state.publishing[bucket] = false,

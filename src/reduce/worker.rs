@@ -47,6 +47,15 @@ pub enum Done {
     Published { bucket: usize },
 }
 
+/// What communication took.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// On whichever thread.
+    pub seconds: f64,
+    /// Sent by this rank.
+    pub bytes: u64,
+}
+
 /// Does one job after the other.
 pub struct Desk(Tools);
 
@@ -55,12 +64,14 @@ impl Desk {
         Self(tools)
     }
 
-    /// Returns also the seconds of communication.
-    pub fn execute(&mut self, comm: &dyn Comm, job: Job) -> Result<(Done, f64), CommError> {
-        match job {
+    /// Returns also what the communication cost.
+    pub fn execute(&mut self, comm: &dyn Comm, job: Job) -> Result<(Done, Cost), CommError> {
+        let sent = comm.bytes_sent();
+        let (done, seconds) = match job {
             Job::Reduce { bucket, sums, update } => self.reduce(comm, bucket, sums, update),
             Job::Publish { bucket, parameters } => self.publish(comm, bucket, parameters),
-        }
+        }?;
+        Ok((done, Cost { seconds, bytes: comm.bytes_sent() - sent }))
     }
 
     fn reduce(
@@ -109,7 +120,7 @@ fn update_failed(error: TorchError) -> CommError {
 /// A thread with a desk and a communicator of its own.
 pub struct Worker {
     jobs: Option<Sender<Job>>,
-    done: Receiver<Result<(Done, f64), CommError>>,
+    done: Receiver<Result<(Done, Cost), CommError>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -146,7 +157,7 @@ impl Worker {
     }
 
     /// The next result. The watchdog ends a wait that is too long, since the thread then waits in a collective.
-    pub fn receive(&self) -> Result<(Done, f64), CommError> {
+    pub fn receive(&self) -> Result<(Done, Cost), CommError> {
         self.done.recv().unwrap_or_else(|_| {
             let reason = "it ended before its work was done".into();
             Err(CommError::Failed { operation: "communication thread", reason })

@@ -14,6 +14,7 @@ pub use parameters::Parameters;
 
 use crate::checkpoint::{Expected, Tensors};
 use crate::comm::Comm;
+use crate::compress;
 use crate::config::Config;
 use crate::data::{self, Corpus, Sampler};
 use crate::grad::accumulate::Accumulator;
@@ -47,6 +48,8 @@ pub struct Session<'a> {
     pub trace: Trace,
     /// Whether the ranks exchange nothing while they train.
     pub isolated: bool,
+    /// How gradients are compressed, as the record spells it; none where they travel whole, or not at all.
+    pub compression: Option<String>,
     /// This rank's micro-batches.
     pub micro_batches: Range<usize>,
     /// Unused parameters that the log has named.
@@ -84,9 +87,14 @@ impl<'a> Session<'a> {
         let kind = config.parallel.strategy;
         let ownership = strategy::ownership(kind, &setting);
         let optimizer = Optimizer::new(&config.optim, &layout, ownership.owned(comm.rank()));
+        let mut strategy = strategy::build(kind, &setting, &ownership, isolated);
+        let compression = config.parallel.compression_name().filter(|_| comm.size() > 1 && !isolated);
+        if compression.is_some() {
+            strategy = compress::wrap(strategy, &config.parallel, config.run.seed, &setting, &ownership);
+        }
         let shards = ownership.shards().iter().map(|shards| shards[comm.rank()].clone());
         let tools = Tools {
-            strategy: strategy::build(kind, &setting, &ownership, isolated),
+            strategy,
             shards: shards.take(layout.trained_buckets()).collect(),
             threads: i32::try_from(config.run.threads_per_rank).unwrap_or(i32::MAX),
             trace: trace.clone(),
@@ -107,6 +115,7 @@ impl<'a> Session<'a> {
             ownership,
             reducer,
             isolated,
+            compression,
             optimizer,
             trace,
             named_unused: ParameterSet::default(),

@@ -158,7 +158,8 @@ impl Measured {
         let sums = gather_square_sums(session.comm, &session.ownership, &own.collect::<Vec<_>>())?;
         let (_, parameter_norm) = norm::norms(&session.layout, &sums);
         watch.stop();
-        let (seconds, tokens) = (watch.seconds(session.reducer.take_seconds()), session.tokens());
+        let (cost, tokens) = (session.reducer.take_cost(), session.tokens());
+        let seconds = watch.seconds(cost.seconds);
         Ok(StepLine {
             step: self.step,
             epoch: self.epoch,
@@ -175,6 +176,7 @@ impl Measured {
             tokens_per_second: Real(tokens as f64 / seconds.total),
             seconds,
             resident_bytes_max: seen.resident_bytes_max,
+            bytes_sent: cost.bytes,
         })
     }
 }

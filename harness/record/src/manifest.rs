@@ -65,6 +65,9 @@ pub struct Segment {
     pub strategy: String,
     /// `ordered` or `native`.
     pub reduction: String,
+    /// `bf16`, `fp16`, `powersgd-4`, ...: bits then depend on `world_size`. Absent where gradients travelled whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<String>,
     /// `solo`, `mpi`, `nccl`, `gloo`, ...
     pub backend: String,
     pub threads_per_rank: u32,

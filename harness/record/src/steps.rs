@@ -39,6 +39,10 @@ pub struct StepLine {
     pub seconds: Seconds,
     /// The largest resident set of any rank, in bytes.
     pub resident_bytes_max: u64,
+    /// Gradients and parameters that rank 0 sent, in bytes; 0 where the library adds (`reduction: native`), since it does not
+    /// tell. Not part of any comparison.
+    #[serde(default)]
+    pub bytes_sent: u64,
 }
 
 fn is_zero(count: &u64) -> bool {

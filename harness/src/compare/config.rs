@@ -104,6 +104,7 @@ fn reasons(golden: &Manifest, candidate: &Manifest) -> Vec<String> {
             reasons.push(format!("{what} differs, which moves bits: golden {left}, candidate {right}"));
         }
     };
+    compare("compression", &|segment| segment.compression.clone().unwrap_or_else(|| "none".into()));
     compare("threads_per_rank", &|segment| segment.threads_per_rank.to_string());
     compare("cpu_capability", &|segment| segment.cpu_capability.clone());
     for library in ["libtorch", "torch", "mkl", "onednn"] {

@@ -146,18 +146,24 @@ impl Case {
         }
     }
 
-    /// For example `ddp → zero1`, or `ddp native`.
+    /// For example `ddp → zero1`, `ddp native` or `ddp bf16`.
     pub fn strategy(&self) -> String {
-        let native = |stage: &Stage| stage.set.iter().any(|set| set == "parallel.reduction=native");
-        let name = |stage: &Stage| match native(stage) {
-            true => format!("{} native", stage.strategy),
-            false => stage.strategy.clone(),
+        let name = |stage: &Stage| {
+            let approximate = stage.set.iter().filter_map(|set| approximation(set));
+            [stage.strategy.as_str()].into_iter().chain(approximate).collect::<Vec<_>>().join(" ")
         };
         match &self.work {
             Work::Stages(stages) => arrows(stages.iter().map(name)),
             Work::Foreign { strategy, .. } => strategy.clone(),
         }
     }
+}
+
+/// What a setting that makes the sum inexact is called in the table.
+fn approximation(set: &str) -> Option<&str> {
+    let value = |key: &str| set.strip_prefix(key)?.strip_prefix('=');
+    let reduction = value("parallel.reduction").filter(|&reduction| reduction == "native");
+    reduction.or_else(|| value("parallel.compression").filter(|&compression| compression != "none"))
 }
 
 /// Joins what changes; what stays the same is said once.

@@ -123,6 +123,7 @@ pub fn segment(from_step: u64, world_size: u32, strategy: &str) -> Segment {
         world_size,
         strategy: strategy.into(),
         reduction: "ordered".into(),
+        compression: None,
         backend: "mpi".into(),
         threads_per_rank: 1,
         cpu_capability: "AVX2".into(),
@@ -151,6 +152,7 @@ fn metrics(step: u64) -> StepLine {
         tokens_per_second: 1.0.into(),
         seconds: Default::default(),
         resident_bytes_max: 1,
+        bytes_sent: 0,
     }
 }
 

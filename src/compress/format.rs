@@ -1,0 +1,162 @@
+//! Rounding to 16 bits, with what it leaves out kept for the next time.
+
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use half::{bf16, f16};
+
+use crate::mutate::{Mutation, active};
+
+/// Elements that are worked on together: they stay in the processor's cache.
+const STRETCH: usize = 1024;
+
+/// How a number looks in 16 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// The upper half of an fp32: its range, 8 significant bits.
+    Bf16,
+    /// IEEE 754 binary16: 11 significant bits, up to 65504, steps of 6e-8 near zero.
+    Fp16,
+}
+
+impl Format {
+    /// Rounds to the nearest, ties to even. What is too large becomes infinite, as PyTorch's `Tensor.to` has it.
+    pub fn round(self, values: &[f32], rounded: &mut [u16]) {
+        match self {
+            Self::Bf16 => rounded.reinterpret_cast_mut::<bf16>().convert_from_f32_slice(values),
+            Self::Fp16 => rounded.reinterpret_cast_mut::<f16>().convert_from_f32_slice(values),
+        }
+    }
+
+    /// Back to fp32, which is exact.
+    pub fn widen(self, rounded: &[u16], values: &mut [f32]) {
+        match self {
+            Self::Bf16 => rounded.reinterpret_cast::<bf16>().convert_to_f32_slice(values),
+            Self::Fp16 => rounded.reinterpret_cast::<f16>().convert_to_f32_slice(values),
+        }
+    }
+
+    /// Rounds `values + residuals`, and leaves in `residuals` what rounding took away.
+    ///
+    /// # Panics
+    /// If the slices are not of one length.
+    pub fn round_with_feedback(self, values: &[f32], residuals: &mut [f32], rounded: &mut [u16]) {
+        assert!(values.len() == residuals.len() && values.len() == rounded.len());
+        let (mut wanted, mut sent) = ([0f32; STRETCH], [0f32; STRETCH]);
+        let stretches =
+            values.chunks(STRETCH).zip(residuals.chunks_mut(STRETCH)).zip(rounded.chunks_mut(STRETCH));
+        for ((values, residuals), rounded) in stretches {
+            let (wanted, sent) = (&mut wanted[..values.len()], &mut sent[..values.len()]);
+            for ((wanted, value), residual) in wanted.iter_mut().zip(values).zip(&*residuals) {
+                *wanted = value + residual;
+            }
+            self.round(wanted, rounded);
+            self.widen(rounded, sent);
+            for ((residual, wanted), sent) in residuals.iter_mut().zip(wanted).zip(sent) {
+                *residual = left_out(*wanted, *sent);
+            }
+        }
+    }
+}
+
+/// Exact, since both lie within half a step of the coarser format. A number that is not finite leaves nothing: it ends the
+/// step, and must not reach the next one.
+fn left_out(wanted: f32, sent: f32) -> f32 {
+    if sent.is_finite() && !active(Mutation::ForgetResiduals) { wanted - sent } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use tch::{Kind, Tensor};
+
+    const FORMATS: [(Format, Kind); 2] = [(Format::Bf16, Kind::BFloat16), (Format::Fp16, Kind::Half)];
+
+    fn there_and_back(format: Format, values: &[f32]) -> Vec<f32> {
+        let (mut rounded, mut back) = (vec![0; values.len()], vec![0.0; values.len()]);
+        format.round(values, &mut rounded);
+        format.widen(&rounded, &mut back);
+        back
+    }
+
+    /// As libtorch does it, bit for bit.
+    fn same_as_libtorch(values: &[f32]) {
+        for (format, kind) in FORMATS {
+            let theirs = Tensor::from_slice(values).to_kind(kind).to_kind(Kind::Float);
+            let theirs = Vec::<f32>::try_from(&theirs).unwrap();
+            for ((value, ours), theirs) in values.iter().zip(there_and_back(format, values)).zip(theirs) {
+                let same = ours.to_bits() == theirs.to_bits() || ours.is_nan() && theirs.is_nan();
+                assert!(same, "{format:?} of {value}: {ours}, libtorch {theirs}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_edges_are_rounded_as_in_libtorch() {
+        let edges =
+            [0.0, 65504.0, 65519.0, 65520.0, 5.96e-8, 2.98e-8, 2.9802322e-8, 6.1e-5, 1.00390625, 1e-45];
+        let special = [f32::MAX, f32::INFINITY, f32::NAN, f32::MIN_POSITIVE, -0.0];
+        let all: Vec<f32> = edges.into_iter().chain(special).flat_map(|value| [value, -value]).collect();
+        same_as_libtorch(&all);
+    }
+
+    #[test]
+    fn what_overflows_is_infinite_and_leaves_no_residual() {
+        let (mut residuals, mut rounded) = ([0.0; 3], [0; 3]);
+        Format::Fp16.round_with_feedback(&[1e5, -1e5, f32::NAN], &mut residuals, &mut rounded);
+        let mut sent = [0.0; 3];
+        Format::Fp16.widen(&rounded, &mut sent);
+        assert_eq!(sent[..2], [f32::INFINITY, f32::NEG_INFINITY]);
+        assert!(sent[2].is_nan());
+        assert_eq!(residuals, [0.0; 3]);
+    }
+
+    /// Multiples of 2^-12 below 64: neither their sums nor what rounding leaves of them is rounded in fp32.
+    fn grid() -> impl Strategy<Value = Vec<f32>> {
+        proptest::collection::vec((-65_536..65_536i32).prop_map(|value| value as f32 / 4096.0), 5..3000)
+    }
+
+    /// Sums over `steps` repetitions of what was sent, and the last residuals.
+    fn send(format: Format, values: &[f32], steps: usize, feedback: bool) -> (Vec<f64>, Vec<f32>) {
+        let (mut residuals, mut rounded) = (vec![0.0; values.len()], vec![0; values.len()]);
+        let (mut sent, mut sums) = (vec![0.0; values.len()], vec![0.0; values.len()]);
+        for _ in 0..steps {
+            format.round_with_feedback(values, &mut residuals, &mut rounded);
+            format.widen(&rounded, &mut sent);
+            sums.iter_mut().zip(&sent).for_each(|(sum, &sent)| *sum += f64::from(sent));
+            if !feedback {
+                residuals.fill(0.0);
+            }
+        }
+        (sums, residuals)
+    }
+
+    proptest! {
+        #[test]
+        fn any_number_is_rounded_as_in_libtorch(bits in proptest::collection::vec(any::<u32>(), 1..200)) {
+            same_as_libtorch(&bits.into_iter().map(f32::from_bits).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn what_was_sent_is_what_was_wanted_but_for_the_last_residual(values in grid(), steps in 1..6usize) {
+            for (format, _) in FORMATS {
+                let (sums, residuals) = send(format, &values, steps, true);
+                for ((sum, residual), value) in sums.iter().zip(residuals).zip(&values) {
+                    prop_assert_eq!(sum + f64::from(residual), steps as f64 * f64::from(*value));
+                }
+            }
+        }
+    }
+
+    /// The negative control: without the residual the error grows with every step.
+    #[test]
+    fn without_feedback_errors_pile_up() {
+        let values = [1.001, 0.3, -7.77];
+        let worst = |feedback| {
+            let (sums, _) = send(Format::Bf16, &values, 100, feedback);
+            let errors = sums.iter().zip(values).map(|(sum, value)| (sum - 100.0 * f64::from(value)).abs());
+            errors.fold(0.0, f64::max)
+        };
+        assert!(worst(true) < 0.02, "{}", worst(true));
+        assert!(worst(false) > 0.1, "{}", worst(false));
+    }
+}
