@@ -3,7 +3,7 @@
 use super::*;
 use crate::comm::SoloComm;
 use crate::config::schema::Reduction;
-use crate::grad::layout::ParameterSpec;
+use crate::grad::layout::{Capacity, ParameterSpec};
 use proptest::{prop_assert, proptest};
 
 /// Never asked: the bucket under test has matrices.
@@ -23,7 +23,9 @@ fn layout(shapes: &[&[i64]]) -> Layout {
     let spec =
         |(index, shape): (usize, &&[i64])| ParameterSpec { name: index.to_string(), shape: shape.to_vec() };
     let specs = shapes.iter().enumerate().map(spec).collect();
-    Layout::simple(specs, 1 << 30)
+    let ready: Vec<usize> = (0..shapes.len()).collect();
+    let capacity = Capacity { bucket: 1 << 30, edge: 1 << 30 };
+    Layout::plan(specs, &vec![false; shapes.len()], &ready, capacity)
 }
 
 fn strategy(layout: &Layout, rank: usize) -> PowerSgd {
