@@ -24,11 +24,12 @@ venv_is_complete() { # FOLDER REQUIREMENTS
     "$1/bin/python" -c 'pass' >/dev/null 2>&1
 }
 
-# ensure_venv NAME REQUIREMENTS MIB: prints the folder of a complete environment. One installation at a time, in
-# this and in every other checkout: they wait for each other on a lock.
+# ensure_venv NAME REQUIREMENTS MIB [PYTHON SITE]: prints the folder of a complete environment. With a Python and the
+# folder of its packages, it is layered on those. One installation at a time, in this and in every other checkout:
+# they wait for each other on a lock.
 ensure_venv() {
   local python version root folder
-  python=$(find_python) || fail "no Python 3.10 to 3.14 with the modules venv and ensurepip" \
+  python=${4:-$(find_python)} || fail "no Python 3.10 to 3.14 with the modules venv and ensurepip" \
     "Install one (Debian: apt-get install python3-venv), or set LIBTORCH to a libtorch $TORCH_VERSION."
   version=$("$python" -c 'import sys; print("py%d.%d" % sys.version_info[:2])')
   root=$(cache_root)
@@ -38,13 +39,13 @@ ensure_venv() {
     (
       flock --wait 3600 9 ||
         fail "another installation holds $root/lock for an hour" "End it (see: fuser $root/lock), then start again."
-      venv_is_complete "$folder" "$2" || fill_venv "$folder" "$2" "$3" "$python"
+      venv_is_complete "$folder" "$2" || fill_venv "$folder" "$2" "$3" "$python" "${5:-}"
     ) 9>"$root/lock" || exit 1
   fi
   printf '%s\n' "$folder"
 }
 
-fill_venv() { # FOLDER REQUIREMENTS MIB PYTHON
+fill_venv() { # FOLDER REQUIREMENTS MIB PYTHON SITE
   local folder=$1 requirements=$2 needed=$3 free temporary
   free=$(free_mib "$folder")
   say "installing $(grep -c '==' "$requirements") packages into $folder (up to $needed MiB; $free MiB are free)"
@@ -61,6 +62,8 @@ fill_venv() { # FOLDER REQUIREMENTS MIB PYTHON
     limited 300 "$4" -m venv "$folder" ||
       fail "$4 -m venv $folder failed" "The lines above say why; remove $folder and start again."
   fi
+  # pip takes what lies there as installed.
+  [ -z "$5" ] || printf '%s\n' "$5" >"$(echo "$folder"/lib/python3.*/site-packages)/layer.pth"
   # pip unpacks gigabytes in TMPDIR, and /tmp is small on many machines.
   temporary=$(mktemp -d "$folder/tmp.XXXXXX")
   TMPDIR=$temporary attempt 3 limited 3600 "$folder/bin/python" -m pip install --disable-pip-version-check \

@@ -18,8 +18,18 @@ pub enum Mutation {
     OneRanksParameter,
     /// The last rank trains one sample other than the sampler's.
     OneSampleId,
+    /// One micro-batch's gradient is NaN in steps 3 and 4.
+    NanGradient,
+    /// The same from step 3 on.
+    NanGradients,
     /// A resume leaves the optimizer's state at zero.
     ForgetOptimizer,
+    /// The last rank reduces the buckets in the opposite order.
+    BucketOrder,
+    /// The last rank gathers a gradient as if one element more belonged to the first rank, and one less to itself.
+    GatherLength,
+    /// The last rank's training thread loops for ever in step 3.
+    EndlessLoop,
     /// What compression leaves out of a gradient is lost instead of being added to the next one.
     ForgetResiduals,
 }
@@ -29,6 +39,11 @@ static ACTIVE: OnceLock<Mutation> = OnceLock::new();
 /// Turns on one mutation for the life of the process.
 pub fn activate(mutation: Mutation) {
     let _ = ACTIVE.set(mutation);
+}
+
+/// Whether a mutation that strikes the last rank of several is on, and this is that rank.
+pub fn strikes(mutation: Mutation, rank: usize, world_size: usize) -> bool {
+    active(mutation) && world_size > 1 && rank + 1 == world_size
 }
 
 /// Whether this mutation is on: always false without the feature, so the compiler removes what it guards.

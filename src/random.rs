@@ -11,6 +11,10 @@ pub enum Purpose {
     InitialWeights = 1,
     SampleOrder = 2,
     Dropout = 3,
+    /// Images of the drawn set.
+    Image = 4,
+    Augmentation = 5,
+    LayerDrop = 6,
     PowerSgd = 7,
 }
 
@@ -23,7 +27,7 @@ pub struct Stream {
     pub purpose: Purpose,
     /// The site that draws: a tensor, a layer. Below 2^24.
     pub a: u32,
-    /// Micro-batch, or 0.
+    /// Micro-batch, sample, or 0.
     pub b: u32,
     /// Step or epoch, or 0.
     pub c: u32,
@@ -83,6 +87,21 @@ impl Stream {
     /// What dropout at one `site` of the model zeroes for one micro-batch of one step.
     pub fn dropout(seed: u64, site: u32, micro_batch: u32, step: u32) -> Self {
         Self { seed, purpose: Purpose::Dropout, a: site, b: micro_batch, c: step }
+    }
+
+    /// What image `id` of a drawn set looks like.
+    pub fn image(seed: u64, id: u32) -> Self {
+        Self { seed, purpose: Purpose::Image, a: 0, b: id, c: 0 }
+    }
+
+    /// How one sample is shifted and mirrored in one epoch.
+    pub fn augmentation(seed: u64, id: u32, epoch: u32) -> Self {
+        Self { seed, purpose: Purpose::Augmentation, a: 0, b: id, c: epoch }
+    }
+
+    /// Whether one layer is left out for one micro-batch of one step.
+    pub fn layer_drop(seed: u64, layer: u32, micro_batch: u32, step: u32) -> Self {
+        Self { seed, purpose: Purpose::LayerDrop, a: layer, b: micro_batch, c: step }
     }
 
     /// The directions that PowerSGD first looks in, for the `parameter`-th of the model; `draw` counts the new beginnings.

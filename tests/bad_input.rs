@@ -92,6 +92,27 @@ fn text_that_cannot_be_read() {
 }
 
 #[test]
+fn images_that_cannot_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (images, run) = (folder.path().join("cifar"), folder.path().join("run"));
+    fs::create_dir(&images).unwrap();
+    let launch = |ranks| {
+        let path = format!("data.path={}", images.display());
+        Launch::of("configs/resnet-tiny.yaml", ranks).set(&path)
+    };
+    launch(1).run(&run).code(exit::USAGE).says("data_batch_1.bin");
+    for file in 1..=5 {
+        fs::write(images.join(format!("data_batch_{file}.bin")), [3; 3073 * 9]).unwrap();
+    }
+    fs::write(images.join("test_batch.bin"), [3; 3072]).unwrap();
+    launch(2).run(&run).code(exit::USAGE).says("test_batch.bin has 3072 bytes");
+    fs::write(images.join("test_batch.bin"), [3; 3073 * 2]).unwrap();
+    launch(2).set("schedule.steps=3").run(&run).ok();
+    let text = Launch::ranks(1).set("data.kind=images").run(&run);
+    text.code(exit::USAGE).says("the model of this model.kind reads text");
+}
+
+#[test]
 fn a_dry_run_writes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let ended = Launch::ranks(2).argument("--dry-run").run(folder.path()).ok();

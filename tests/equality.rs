@@ -65,6 +65,27 @@ fn other_models_optimizers_and_tokenizers() {
     }
 }
 
+/// Convolutions, dropout and augmentation; an epoch ends within a micro-batch, and a run is resumed.
+#[test]
+fn a_resnet_on_any_number_of_ranks() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str| folder.path().join(name);
+    let resnet = |ranks| {
+        let launch = Launch::of("configs/resnet-tiny.yaml", ranks).set("data.max_samples=21");
+        launch.set("batch.micro_batches=4").set("record.local_gradients=true")
+    };
+    resnet(1).run(&run("golden")).ok();
+    resnet(3).run(&run("ddp")).ok();
+    resnet(2).zero1().stop_after(5).run(&run("zero1")).ok();
+    resnet(4).zero1().resume().run(&run("zero1")).ok();
+    for name in ["ddp", "zero1"] {
+        assert_equal(&run("golden"), &run(name));
+    }
+    // The control: augmentation is on, so without it the bits are others.
+    resnet(1).set("data.augment=false").run(&run("plain")).ok();
+    assert!(!exactly(&run("golden"), &run("plain")).passed());
+}
+
 #[test]
 fn more_micro_batches_than_a_power_of_two() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,13 +1,15 @@
 //! When something breaks, every rank leaves quickly, the true cause comes first, and no checkpoint is lost.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use lockstep_harness::flight;
 use lockstep_record::{RunDir, exit};
 
 use crate::equality::golden;
-use crate::launch::{Launch, assert_equal};
+use crate::launch::{Launch, Running, assert_equal};
 
 /// One rank that may write no more than 100 KiB to a file: room for the record, but not for a shard.
 #[test]
@@ -42,43 +44,80 @@ fn a_full_disk_while_saving_keeps_the_older_checkpoint() {
     assert_eq!(steps, [5]);
 }
 
+/// What ranks leave outside their run directory: processes, shared memory, the launcher's session folders.
+struct Litter {
+    pids: Vec<i32>,
+    shared_memory: BTreeSet<PathBuf>,
+    sessions: PathBuf,
+}
+
+impl Litter {
+    fn of(running: &Running, sessions: &Path) -> Self {
+        let (pids, shared_memory) = (running.rank_pids(), running.shared_memory());
+        assert!(!shared_memory.is_empty() && std::fs::read_dir(sessions).unwrap().next().is_some());
+        Self { pids, shared_memory, sessions: sessions.into() }
+    }
+
+    fn left(&self) -> Vec<PathBuf> {
+        let processes = self.pids.iter().map(|pid| PathBuf::from(format!("/proc/{pid}")));
+        let files = processes.chain(self.shared_memory.iter().cloned()).filter(|path| path.exists());
+        let sessions = std::fs::read_dir(&self.sessions).unwrap().map(|entry| entry.unwrap().path());
+        files.chain(sessions).collect()
+    }
+
+    /// Asserts that nothing is left, at the latest 5 seconds after `since`.
+    fn is_gone_within_5_s(&self, since: Instant) {
+        while !self.left().is_empty() {
+            assert!(since.elapsed() < Duration::from_secs(5), "left behind: {:?}", self.left());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
 #[test]
 fn a_killed_rank_ends_all_within_seconds_and_a_resume_goes_on() {
-    let folder = tempfile::tempdir().unwrap();
+    let (folder, sessions) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let run = RunDir::new(folder.path());
     let long = |launch: Launch| launch.set("schedule.steps=3000").set("checkpoint.every=50");
-    let running = long(Launch::ranks(3)).start(folder.path());
+    let running =
+        long(Launch::ranks(3)).env("TMPDIR", sessions.path().to_str().unwrap()).start(folder.path());
     running.wait_for(&run.checkpoint(50).join("manifest.json"));
-    let pids = running.rank_pids();
-    assert_eq!(pids.len(), 3);
+    let litter = Litter::of(&running, sessions.path());
+    assert_eq!(litter.pids.len(), 3);
     let killed = Instant::now();
     // SAFETY: ends a rank that this test started.
-    unsafe { libc::kill(pids[1], libc::SIGKILL) };
+    unsafe { libc::kill(litter.pids[1], libc::SIGKILL) };
     let ended = running.wait();
-    assert!(killed.elapsed() < Duration::from_secs(5), "{:?}", killed.elapsed());
     assert_ne!(ended.exit_code, Some(0));
-    let alive = || pids.iter().any(|pid| Path::new(&format!("/proc/{pid}")).exists());
-    while alive() {
-        assert!(killed.elapsed() < Duration::from_secs(5), "a rank is left behind");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    litter.is_gone_within_5_s(killed);
     let step = *run.checkpoint_steps().unwrap().last().unwrap();
     long(Launch::ranks(2)).resume().stop_after(step + 1).run(folder.path()).ok();
 }
 
+/// One of the others says which rank gives no answer, and every rank that still can leaves its last collectives.
 #[test]
-fn a_rank_that_stops_is_noticed() {
-    let folder = tempfile::tempdir().unwrap();
+fn a_rank_that_stops_is_named() {
+    let (folder, sessions) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let run = RunDir::new(folder.path());
     let long =
-        Launch::ranks(2).set("schedule.steps=20000").set("parallel.timeout_s=1.5").set("checkpoint.every=0");
-    let running = long.start(folder.path());
+        Launch::ranks(3).set("schedule.steps=20000").set("parallel.timeout_s=1.5").set("checkpoint.every=0");
+    let running = long.env("TMPDIR", sessions.path().to_str().unwrap()).start(folder.path());
     running.wait_for(&run.metrics());
-    let pids = running.rank_pids();
+    let litter = Litter::of(&running, sessions.path());
+    let stopped = Instant::now();
     // SAFETY: stops a rank that this test started.
-    unsafe { libc::kill(pids[1], libc::SIGSTOP) };
-    let ended = running.wait();
-    ended.code(exit::WATCHDOG).says("made no progress for 1.5 s (parallel.timeout_s)");
+    unsafe { libc::kill(running.rank_pid(1), libc::SIGSTOP) };
+    let ended = running.wait().code(exit::WATCHDOG);
+    let after = stopped.elapsed();
+    assert!(after > Duration::from_millis(1500) && after < Duration::from_secs(8), "{after:?}");
+    litter.is_gone_within_5_s(Instant::now());
+    let ended = ended.says("made no progress for 1.5 s (parallel.timeout_s)");
+    let ended = ended.says("\n  rank 1: no answer: stopped, dead or unreachable\n");
+    assert_eq!(ended.stderr.matches("made no progress").count(), 1, "{}", ended.stderr);
+    let report = flight::read(&run).unwrap();
+    // MPI_Abort lets a stopped rank go on before it ends it, so that rank may leave a file, too.
+    assert!(report.ranks.contains_key(&0) && report.ranks.contains_key(&2), "{}", ended.stderr);
+    assert!(!report.partings().is_empty(), "{}", report.text());
 }
 
 /// A gradient that is not finite is named, on every rank alike, before it reaches the parameters.

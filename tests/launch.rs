@@ -1,5 +1,6 @@
 //! Starts the trainer as a user would, and says what it did.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
@@ -41,7 +42,12 @@ pub struct Running {
 
 impl Launch {
     pub fn ranks(ranks: usize) -> Self {
-        let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tiny.yaml");
+        Self::of("configs/tiny.yaml", ranks)
+    }
+
+    /// Of another configuration.
+    pub fn of(config: &str, ranks: usize) -> Self {
+        let config = Path::new(env!("CARGO_MANIFEST_DIR")).join(config);
         let mut launch =
             Self { ranks, arguments: Vec::new(), environment: Vec::new(), shell_prefix: String::new() };
         launch.arguments.extend(["train".into(), "--config".into(), config.into_os_string()]);
@@ -122,6 +128,24 @@ impl Running {
         let children = Command::new("pgrep").args(["-P", &self.child.id().to_string(), "lockstep"]).output();
         let text = String::from_utf8(children.expect("pgrep").stdout).expect("pids");
         text.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// The process of a rank.
+    pub fn rank_pid(&self, rank: usize) -> i32 {
+        let variable = format!("OMPI_COMM_WORLD_RANK={rank}");
+        let is_it = |pid: &i32| {
+            let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment.split(|&byte| byte == 0).any(|entry| entry == variable.as_bytes())
+        };
+        self.rank_pids().into_iter().find(is_it).expect("a process of that rank")
+    }
+
+    /// Files in /dev/shm that the ranks have mapped; those of other programs come and go.
+    pub fn shared_memory(&self) -> BTreeSet<PathBuf> {
+        let maps = |pid| std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        let maps: String = self.rank_pids().into_iter().map(maps).collect();
+        let paths = maps.lines().filter_map(|line| Some(&line[line.find("/dev/shm/")?..]));
+        paths.map(|path| path.trim_end_matches(" (deleted)").into()).collect()
     }
 
     /// Waits until a file exists and has something in it.

@@ -1,11 +1,14 @@
 //! Whole-program tests: the real trainer, under the real mpirun where there is more than one rank.
 
 mod bad_input;
+mod collectives;
 mod compression;
 mod equality;
 mod faults;
+mod gradients;
 mod launch;
 #[cfg(feature = "mutations")]
 mod negative_controls;
+mod overlap;
 mod resume;
 mod tune;

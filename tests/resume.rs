@@ -101,6 +101,14 @@ fn a_damaged_checkpoint_is_passed_over_and_replaced() {
     }
 }
 
+/// One command line serves a job that is requeued, before its first checkpoint too.
+#[test]
+fn nothing_to_resume_is_a_start() {
+    let folder = tempfile::tempdir().unwrap();
+    Launch::ranks(2).resume().run(folder.path()).ok();
+    assert_equal(&golden(), folder.path());
+}
+
 #[test]
 fn without_any_good_checkpoint_it_says_so() {
     let folder = tempfile::tempdir().unwrap();

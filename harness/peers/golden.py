@@ -7,6 +7,8 @@ from pathlib import Path
 
 import blake3
 
+import model
+
 SHAKESPEARE = Path(__file__).resolve().parents[2] / "data" / "shakespeare.txt"
 # Exit codes of the project (harness/record/src/exit.rs).
 USAGE = 2
@@ -56,10 +58,7 @@ def load(path):
 
 def check_config(config):
     unsupported = [
-        (config["model"]["kind"] != "gpt", "model.kind is not gpt"),
-        (config["model"]["dropout"] != 0, "model.dropout is not 0: the generators of its masks differ"),
-        (config["model"]["positions"] != "learned", "model.positions is not learned"),
-        (config["data"]["tokenizer"] != "bytes", "data.tokenizer is not bytes"),
+        *model.unsupported(config),
         (config["optim"]["clip_norm"] is not None, "optim.clip_norm is not null"),
         (config["optim"]["kind"] not in ("adamw", "sgd"), "optim.kind is neither adamw nor sgd"),
         (config["precision"] != "fp32", "precision is not fp32"),

@@ -14,7 +14,7 @@ class Gpt(torch.nn.Module):
         super().__init__()
         self.layers, self.heads = config["layers"], config["heads"]
         for name, tensor in weights.items():
-            self.register_parameter(name.replace(".", "__"), torch.nn.Parameter(tensor.clone()))
+            self.register_parameter(name.replace(".", "__"), torch.nn.Parameter(tensor))
 
     def parameter(self, name):
         return getattr(self, name.replace(".", "__"))

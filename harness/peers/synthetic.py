@@ -64,11 +64,12 @@ def shapes():
     yield from (("ln_f.weight", (WIDTH,)), ("ln_f.bias", (WIDTH,)))
 
 
-def write_golden(path, micro_batches, **changes):
+def write_golden(path, micro_batches, steps=STEPS, **changes):
     """Writes manifest, configuration, sample ids and the initial state."""
     torch.manual_seed(0)
     weights = {name: torch.randn(shape) * 0.1 for name, shape in shapes()}
     tree = config(micro_batches, **changes)
+    tree["schedule"]["steps"] = steps
     data = {
         "digest": blake3.blake3(SHAKESPEARE.read_bytes()).hexdigest(),
         "tokenizer": "bytes",
@@ -91,8 +92,8 @@ def write_golden(path, micro_batches, **changes):
     }
     directory = RunDirectory(path, manifest)
     generator = numpy.random.default_rng(0)
-    for step in range(1, STEPS + 1):
+    for step in range(1, steps + 1):
         ids = generator.integers(0, SAMPLES, (micro_batches, 2)).tolist()
         directory.write("samples", [{"step": step, "micro_batches": ids}])
     directory.save_checkpoint(0, {"step": 0}, {f"model/{name}": weight for name, weight in weights.items()})
-    directory.end(STEPS)
+    directory.end(steps)

@@ -5,12 +5,16 @@ import random
 import struct
 import unittest
 
+import blake3
 import numpy
 import xxhash
 
+from golden import Refused
 from gradients import share, tree_sum
+from images import draw_all, philox
 from record import BLOCK_ELEMENTS, LANES, digest, digest_lines, rank_ranges, real, square_sum
-from train import learning_rate
+from schedule import learning_rate
+from world import World, world_of
 
 
 def node(leaves, level, index):
@@ -87,6 +91,49 @@ class RecordTest(unittest.TestCase):
         lines = list(digest_lines(3, "parameters", [[same], [other], [same], [same]]))
         self.assertEqual([(line["digest"], line["ranks"]) for line in lines], [("aa", [[0, 0], [2, 3]]), ("bb", [[1, 1]])])
         self.assertEqual(rank_ranges([0, 1, 2, 5, 7, 8]), [[0, 2], [5, 5], [7, 8]])
+
+
+class ImagesTest(unittest.TestCase):
+    def test_the_drawn_set_is_the_trainers(self):
+        """The digest that src/data/images/shapes.rs is tested for."""
+        self.assertEqual(blake3.blake3(draw_all()).hexdigest(), "be944efe2992c514ab0df0b2ef8a7ca916a2c463a21398dfff2ce523dec2a2d0")
+
+    def test_philox_has_the_known_answers_of_its_reference(self):
+        counter = numpy.array([[0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344]], dtype=numpy.uint64)
+        words = philox(counter, 0xA4093822 | 0x299F31D0 << 32)[0].tolist()
+        self.assertEqual(words, [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1])
+
+
+class WorldTest(unittest.TestCase):
+    MPIRUN = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+
+    def test_each_launcher_is_known(self):
+        self.assertIsNone(world_of({"RANK": "1", "HOME": "/"}))
+        spawned = {"TORCH_GOLDEN_RANK": "1", "TORCH_GOLDEN_WORLD_SIZE": "3", "TORCH_GOLDEN_RENDEZVOUS": "/f"}
+        self.assertEqual(world_of(spawned), World(1, 3, "file:///f", True))
+        torchrun = {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+        self.assertEqual(world_of(torchrun), World(2, 4, "env://", False))
+        self.assertEqual(world_of(torchrun | {"LOCAL_WORLD_SIZE": "4"}), World(2, 4, "env://", True))
+        # Ranks that this program started itself, from inside another launcher.
+        self.assertEqual(world_of(torchrun | spawned), World(1, 3, "file:///f", True))
+
+    def test_mpirun_over_hosts_needs_a_master(self):
+        with self.assertRaisesRegex(Refused, "--master HOST"):
+            world_of(self.MPIRUN)
+        address = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "5000"}
+        self.assertEqual(world_of(self.MPIRUN | address), World(1, 4, "tcp://10.0.0.1:5000", False))
+        self.assertEqual(world_of(self.MPIRUN | address, "n1:77"), World(1, 4, "tcp://n1:77", False))
+        with self.assertRaisesRegex(Refused, "port `x`"):
+            world_of(self.MPIRUN, "n1:x")
+        with self.assertRaisesRegex(Refused, "OMPI_COMM_WORLD_SIZE=four"):
+            world_of(self.MPIRUN | {"OMPI_COMM_WORLD_SIZE": "four"}, "n1")
+
+    def test_jobs_of_mpirun_get_ports_of_their_own(self):
+        local = self.MPIRUN | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}
+        worlds = [world_of(local | {"PMIX_NAMESPACE": str(job)}) for job in range(100)]
+        ports = {int(world.init_method.removeprefix("tcp://127.0.0.1:")) for world in worlds}
+        self.assertGreater(len(ports), 95)
+        self.assertTrue(all(1024 < port < 32768 for port in ports))
 
 
 class ScheduleTest(unittest.TestCase):

@@ -1,7 +1,10 @@
 """Runs the whole program on a small golden run: which ways of adding agree bit for bit, which do not, and what is
 refused."""
 
+import importlib.util
 import json
+import math
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,6 +14,7 @@ from pathlib import Path
 from synthetic import STEPS, write_golden
 
 PROGRAM = Path(__file__).with_name("torch_golden.py")
+ROOT = PROGRAM.parents[2]
 LIMIT_S = 120
 COMPARED = ("loss", "micro_batch_losses", "gradient_norm", "parameter_norm", "learning_rate", "epoch")
 
@@ -37,12 +41,12 @@ class WholeProgramTest(unittest.TestCase):
         write_golden(path, micro_batches, **changes)
         return path
 
-    def start(self, golden, name, *arguments):
-        command = [sys.executable, PROGRAM, "--golden", golden, "--run-dir", self.folder / name, *arguments]
+    def start(self, golden, name, *arguments, launcher=(sys.executable,)):
+        command = [*launcher, PROGRAM, "--golden", golden, "--run-dir", self.folder / name, *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
-    def repeat(self, golden, name, *arguments):
-        process = self.start(golden, name, *arguments)
+    def repeat(self, golden, name, *arguments, launcher=(sys.executable,)):
+        process = self.start(golden, name, *arguments, launcher=launcher)
         self.assertEqual(process.returncode, 0, process.stderr)
         return self.folder / name
 
@@ -111,6 +115,42 @@ class WholeProgramTest(unittest.TestCase):
         (golden / "checkpoints" / "step-00000000" / "manifest.json").unlink()
         self.refused(golden, 72, "checkpoint.at_start=true", "--accumulate", "sequential", "--ranks", "2")
 
+    def test_engines_and_ranks_that_do_not_fit_are_refused(self):
+        golden = self.golden(3, optim__kind="sgd")
+        self.refused(golden, 2, "--engine single is for one rank", "--engine", "single", "--ranks", "2")
+        self.refused(golden, 2, "it shards optim.kind adamw only", "--engine", "deepspeed", "--ranks", "3")
+        self.refused(golden, 2, "--timeout-s nan", "--timeout-s", "nan")
+        shutil.rmtree(golden)
+        self.refused(self.golden(3), 2, "no multiple of 2 ranks", "--engine", "deepspeed", "--ranks", "2")
+
+    def test_without_digests_a_step_is_only_training(self):
+        golden = self.golden(2)
+        digested = self.repeat(golden, "digested")
+        shutil.rmtree(golden)
+        plain = self.repeat(self.golden(2, record__digests_every=0), "plain", "--no-checkpoint")
+        self.assertEqual(list((plain / "checkpoints").iterdir()), [])
+        self.assertEqual(lines(plain, "digests"), [])
+        for left, right in zip(lines(digested, "metrics"), lines(plain, "metrics"), strict=True):
+            self.assertEqual(left["micro_batch_losses"], right["micro_batch_losses"])
+            # PyTorch's own norm is in single precision.
+            for norm in ("gradient_norm", "parameter_norm"):
+                self.assertTrue(math.isclose(left[norm], right[norm], rel_tol=1e-6), (norm, left, right))
+            self.assertLess(right["seconds"]["record"], 1e-3)
+
+    def test_torchrun_and_mpirun_start_the_same_ranks(self):
+        golden = self.golden(2)
+        alone = self.repeat(golden, "alone")
+        torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+        self.assertEqual(results(self.repeat(golden, "torchrun", launcher=torchrun)), results(alone))
+        mpirun = shutil.which("mpirun") or str(ROOT / ".toolchain/bin/mpirun")
+        if not Path(mpirun).exists():
+            self.skipTest("no mpirun")
+        mpirun = (mpirun, "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", "2", sys.executable)
+        self.assertEqual(results(self.repeat(golden, "mpirun", launcher=mpirun)), results(alone))
+        process = self.start(golden, "three", "--ranks", "3", launcher=mpirun)
+        self.assertEqual(process.returncode, 2, process.stderr)
+        self.assertIn("the launcher started 2", process.stderr)
+
     def test_a_flipped_bit_in_the_initial_state_is_found(self):
         golden = self.golden(2)
         shard = next((golden / "checkpoints" / "step-00000000").glob("*.safetensors"))
@@ -122,6 +162,81 @@ class WholeProgramTest(unittest.TestCase):
     def test_ranks_that_do_not_end_are_ended(self):
         golden = self.golden(2)
         self.refused(golden, 90, "not done after", "--accumulate", "sequential", "--ranks", "2", "--timeout-s", "0.01")
+
+    def test_one_rank_that_does_not_end_is_ended(self):
+        self.refused(self.golden(2), 90, "rank 0 is not done after", "--timeout-s", "0.1")
+
+
+class EnginesTest(unittest.TestCase):
+    """Each engine trains as the plain one does: more than two micro-batches, so in another order of additions."""
+
+    STEPS, MICRO_BATCHES, RTOL = 20, 8, 1e-5
+
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = Path(folder.name)
+        # A larger eps keeps rounding noise in gradients that should be zero out of the update.
+        write_golden(cls.folder / "golden", cls.MICRO_BATCHES, steps=cls.STEPS, optim__eps=1e-6)
+        cls.expected = cls.run_engine("single", 1)
+
+    @classmethod
+    def run_engine(cls, engine, ranks):
+        run = cls.folder / f"{engine}-{ranks}"
+        command = [sys.executable, PROGRAM, "--golden", cls.folder / "golden", "--run-dir", run]
+        command += ["--engine", engine, "--ranks", str(ranks)]
+        process = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        if process.returncode != 0:
+            raise AssertionError(process.stderr)
+        return run
+
+    def agrees(self, engine, ranks):
+        run = self.run_engine(engine, ranks)
+        expected, found = lines(self.expected, "metrics"), lines(run, "metrics")
+        self.assertEqual(len(found), self.STEPS)
+        for left, right in zip(expected, found, strict=True):
+            for name in ("loss", "gradient_norm", "parameter_norm"):
+                self.assertTrue(math.isclose(left[name], right[name], rel_tol=self.RTOL), (name, left, right))
+        for left, right in zip(lines(self.expected, "digests"), lines(run, "digests"), strict=True):
+            self.assertEqual((left["step"], left["phase"], left["tensor"]), (right["step"], right["phase"], right["tensor"]))
+            # Replicas have not parted: a tensor has one line, which all ranks share.
+            self.assertEqual(right["ranks"], [[0, ranks - 1]])
+            self.assertTrue(math.isclose(left["norm"], right["norm"], rel_tol=1e-4, abs_tol=1e-6), (left, right))
+        # It did train.
+        self.assertLess(found[-1]["loss"], found[0]["loss"] - 0.1)
+        return json.loads((run / "manifest.json").read_text())["segments"][0]
+
+    def whole_state(self):
+        return json.loads((self.expected / "manifest.json").read_text())["segments"][0]["ranks"][0]
+
+    def assert_sharded(self, segment, ranks):
+        """Ranks hold shares of the state, and all of it together; DeepSpeed pads."""
+        whole, held = self.whole_state(), [rank["optimizer_bytes"] for rank in segment["ranks"]]
+        self.assertEqual(len(held), ranks)
+        self.assertGreaterEqual(sum(held), whole["optimizer_bytes"])
+        self.assertLess(sum(held), 1.05 * whole["optimizer_bytes"])
+        self.assertLess(max(held), 0.8 * whole["optimizer_bytes"])
+
+    def test_ddp(self):
+        segment = self.agrees("ddp", 3)
+        self.assertEqual([rank["optimizer_bytes"] for rank in segment["ranks"]], [self.whole_state()["optimizer_bytes"]] * 3)
+
+    def test_zero_redundancy(self):
+        segment = self.agrees("zero_redundancy", 2)
+        self.assert_sharded(segment, 2)
+        self.assertEqual(segment["strategy"], "zero_redundancy")
+
+    @unittest.skipUnless(importlib.util.find_spec("deepspeed"), "deepspeed is not installed: ci/setup --peers")
+    def test_deepspeed(self):
+        segment = self.agrees("deepspeed", 2)
+        self.assert_sharded(segment, 2)
+        self.assertIn("deepspeed", segment["versions"])
+
+    @unittest.skipIf(importlib.util.find_spec("deepspeed"), "deepspeed is installed")
+    def test_deepspeed_that_is_missing_is_named(self):
+        with self.assertRaisesRegex(AssertionError, "ci/setup --peers"):
+            self.run_engine("deepspeed", 2)
 
 
 if __name__ == "__main__":

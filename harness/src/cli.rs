@@ -1,21 +1,25 @@
 //! The command line: what was typed, and which exit code it ends with.
 
+mod predict;
+mod trace;
+
 use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use lockstep_record::exit;
+use lockstep_record::{RunDir, exit};
 
 use crate::bench::BenchArgs;
 use crate::compare::{CompareError, Mode, Tolerance, compare};
+use crate::flight::{self, FlightError};
 use crate::report;
 use crate::tune::TuneArgs;
 use crate::verify::{self, Keep, Options};
 
-/// Compares training runs bit for bit, and proves that a trainer keeps its promise.
+/// Compares training runs bit for bit, and proves that a trainer keeps its promise; shows where their time went.
 ///
-/// Exit codes: 0 equal, or measured; 2 wrong command line or plan; 100 a difference was found, or with `bench
-/// --strict` an aim was missed; 101 something could not be compared or run, so nothing is known about it.
+/// Exit codes: 0 equal, or done; 2 wrong command line or plan; 100 a difference was found, or with `bench --strict` an aim
+/// was missed; 101 something could not be compared or run, so nothing is known about it.
 #[derive(Debug, Parser)]
 #[command(name = "lockstep-harness", version)]
 pub struct Cli {
@@ -29,6 +33,17 @@ enum Command {
     Compare(CompareArgs),
     /// Run a plan of launches, compare each with its golden run, and report.
     Verify(VerifyArgs),
+    /// Say where the ranks of a run that hung or broke part: who is missing, and what each was doing.
+    Flight {
+        /// Run directory.
+        run: PathBuf,
+    },
+    /// Sum up the traces of a run: how much of its communication was hidden behind computing.
+    Trace(trace::TraceArgs),
+    /// Print what a run took as one line of JSON, for `predict`.
+    Measure(predict::MeasureArgs),
+    /// Fit a cost model to measured runs and predict strong and weak scaling.
+    Predict(predict::PredictArgs),
     /// Measure ours against theirs in pairs of runs, and report the ratios.
     Bench(BenchArgs),
     /// Find the fastest bucket size, overlap and threads for a training on this machine.
@@ -106,6 +121,10 @@ impl Cli {
         match self.command {
             Command::Compare(args) => run_compare(&args, out, errors),
             Command::Verify(args) => run_verify(args, out, errors),
+            Command::Flight { run } => run_flight(run, out, errors),
+            Command::Trace(args) => args.run(out, errors),
+            Command::Measure(args) => args.run(out, errors),
+            Command::Predict(args) => args.run(out, errors),
             Command::Bench(args) => args.run(out, errors),
             Command::Tune(args) => args.run(out, errors),
         }
@@ -151,6 +170,20 @@ fn run_verify(args: VerifyArgs, out: &mut dyn Write, errors: &mut dyn Write) -> 
         Err(error) => {
             let _ = writeln!(errors, "error: {error}");
             error.exit_code()
+        }
+    }
+}
+
+fn run_flight(run: PathBuf, out: &mut dyn Write, errors: &mut dyn Write) -> i32 {
+    match flight::read(&RunDir::new(run)) {
+        Ok(flight) => finish(write!(out, "{}", flight.text()), exit::OK),
+        Err(error) => {
+            let _ = writeln!(errors, "error: {error}");
+            match error {
+                FlightError::NotARun(_) => exit::USAGE,
+                FlightError::NoFiles(_) => exit::NOTHING_TO_DO,
+                _ => exit::CASE_FAILED,
+            }
         }
     }
 }

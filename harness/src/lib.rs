@@ -2,16 +2,23 @@
 //!
 //! [`compare`] decides whether two runs are the same run, bit for bit or within a tolerance, and names the first
 //! event at which they part. [`verify`] launches a plan of runs and compares each with its golden run, and
-//! [`bench`] one that compares speed and memory; [`tune`] finds a training's fastest setting; [`launch`] is what they start
-//! programs with.
-//! [`report`] shows what came out. The crate knows the run record (`lockstep_record`) and nothing of any
-//! trainer: whoever writes the record is judged alike.
+//! [`bench`] one that compares speed and memory; [`tune`] finds a training's fastest setting; [`launch`] is what they
+//! start programs with. [`report`] shows what came out. [`flight`] says where the ranks of a run that broke parted,
+//! [`trace`] how much of a run's communication was hidden behind computing, and [`predict`] what more ranks would bring.
+//! The crate knows the run record (`lockstep_record`) and nothing of any trainer: whoever writes the record is judged
+//! alike.
 
 pub mod bench;
 pub mod cli;
 pub mod compare;
+pub mod flight;
 pub mod launch;
+mod median;
 pub mod plan_file;
+pub mod predict;
 pub mod report;
+pub mod trace;
 pub mod tune;
 pub mod verify;
+
+use median::median;

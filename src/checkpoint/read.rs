@@ -1,7 +1,7 @@
 //! Loading: each rank verifies its share of the files and takes the pieces that it needs, however many ranks wrote
 //! them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use lockstep_record::{
@@ -86,6 +86,17 @@ fn check_fit(manifest: &CheckpointManifest, expected: &Expected, tensors: &Tenso
                 ));
             }
             None => return Err(format!("it is of another model: it has no {}", spec.name)),
+        }
+    }
+    let held: HashSet<&str> = manifest.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    for (parameter, kind) in
+        tensors.layout.trained().zip(tensors.optimizer.state_names().first().into_iter().cycle())
+    {
+        let name = &tensors.layout.parameters[parameter].name;
+        if !held.contains(optimizer_tensor(kind, name).as_str()) {
+            return Err(format!(
+                "it has no optimizer state of {name}, which was frozen: freeze it (model.freeze)"
+            ));
         }
     }
     match model.len() == tensors.layout.parameters.len() {

@@ -109,6 +109,9 @@ fn entries<'a>(file: &str, tensors: &'a Tensors, mine: &[Range<usize>]) -> (Entr
             entries.push((key, values));
         };
         add(model_tensor(&spec.name), &tensors.parameters[part.bucket].as_slice()[part.range.clone()]);
+        if tensors.layout.buckets[part.bucket].frozen {
+            continue;
+        }
         let start = owned[part.bucket].start;
         for (index, kind) in tensors.optimizer.state_names().iter().enumerate() {
             let state = tensors.optimizer.state(index)[part.bucket].as_slice();

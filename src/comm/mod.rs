@@ -1,11 +1,20 @@
 //! How ranks exchange data: one trait, an implementation without communication and one over MPI.
 
+mod call;
+mod check;
+mod doing;
+mod flight;
+mod inquiry;
 mod mpi;
 mod patience;
+mod side_channel;
 mod solo;
 mod watchdog;
 
 pub use self::mpi::MpiComm;
+/// The level of thread support that an MPI gives.
+pub use ::mpi::Threading;
+use lockstep_record::RunDir;
 pub use solo::SoloComm;
 
 /// A collective that failed on this rank.
@@ -18,6 +27,9 @@ pub enum CommError {
         i32::MAX
     )]
     TooLarge { operation: &'static str, elements: usize },
+    /// All ranks have this error, and no data have moved.
+    #[error("{message}\nNo data have moved; this is a bug, found by parallel.check_collectives")]
+    Mismatch { message: String },
 }
 
 /// Bytes for another rank.
@@ -44,9 +56,29 @@ pub trait Comm {
     /// there is nobody to talk to, or where the library lets only one thread talk.
     fn for_another_thread(&self) -> Result<Option<Box<dyn Comm + Send>>, CommError>;
 
+    /// The training begins a step. This and [`Comm::at_bucket`] are for messages and the flight recorder only.
+    fn at_step(&self, _step: u64) {}
+
+    /// What moves from now on outside of [`Comm::all_gather_bytes`], [`Comm::broadcast`] and [`Comm::barrier`] is about
+    /// this bucket.
+    fn at_bucket(&self, _bucket: usize) {}
+
+    /// Where this rank's flight recorder is written if the run breaks; all ranks call it, before the first step.
+    fn record_to(&self, _run: &RunDir) {}
+
+    /// How freely threads may use MPI; none without MPI.
+    fn thread_level(&self) -> Option<Threading> {
+        None
+    }
+
     /// Sends and receives at once, all of it on its way together. What a rank sends to another arrives in the order
-    /// sent. Messages to oneself are not allowed.
-    fn exchange(&self, sends: &[Outgoing<'_>], recvs: &mut [Incoming<'_>]) -> Result<(), CommError>;
+    /// sent. Messages to oneself are not allowed. `operation` is what this is called in messages.
+    fn exchange(
+        &self,
+        operation: &'static str,
+        sends: &[Outgoing<'_>],
+        recvs: &mut [Incoming<'_>],
+    ) -> Result<(), CommError>;
 
     /// Bytes that this rank has sent in [`Comm::exchange`] so far.
     fn bytes_sent(&self) -> u64;

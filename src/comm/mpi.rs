@@ -6,11 +6,15 @@ use std::ffi::{c_int, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use lockstep_record::RunDir;
 use mpi::Threading;
 use mpi::ffi;
 use mpi::topology::Communicator;
 
+use super::call::{Call, Channel};
+use super::check::{self, Lengths, Peers};
 use super::patience::{Pace, Patience};
+use super::side_channel::SideChannel;
 use super::watchdog::Watchdog;
 use super::{Comm, CommError, Incoming, Outgoing};
 use crate::config::schema::MpiThreads;
@@ -29,10 +33,11 @@ pub struct MpiComm {
     threading: Threading,
     /// Held during each call into MPI where the library lets threads take turns only.
     turn: Option<Arc<Mutex<()>>>,
+    check_collectives: bool,
     watchdog: Arc<Watchdog>,
     bytes_sent: Cell<u64>,
-    /// MPI is finalised when this one is dropped.
-    first: bool,
+    /// Of the training thread's. It is dropped after the watchdog, whose thread must ask MPI nothing then.
+    _finalizer: Option<Finalizer>,
 }
 
 // SAFETY: a communicator's handle may be used from any thread; `turn` keeps threads apart where MPI needs that, and
@@ -40,8 +45,9 @@ pub struct MpiComm {
 unsafe impl Send for MpiComm {}
 
 impl MpiComm {
-    /// Starts MPI. `timeout` is the longest that a collective may take; `wanted` how freely threads shall use MPI.
-    pub fn start(timeout: Duration, wanted: MpiThreads) -> Result<Self, CommError> {
+    /// Starts MPI. `timeout` is the longest that a collective may take; `wanted` how freely threads shall use MPI;
+    /// `check_collectives` makes the ranks compare each collective before data move.
+    pub fn start(timeout: Duration, wanted: MpiThreads, check_collectives: bool) -> Result<Self, CommError> {
         let wanted = match wanted {
             MpiThreads::Multiple => Threading::Multiple,
             MpiThreads::Serialized => Threading::Serialized,
@@ -52,15 +58,15 @@ impl MpiComm {
             .ok_or_else(|| failed("MPI was already initialised".into()))?;
         let world = universe.world();
         let (rank, size) = (world.rank() as usize, world.size() as usize);
-        // `Drop` finalises instead, because the universe cannot be sent to another thread.
+        // `Finalizer` does its work instead, because the universe cannot be sent to another thread.
         std::mem::forget(universe);
         // SAFETY: MPI is initialised; errors then come back as return codes instead of ending the process.
         unsafe { ffi::MPI_Comm_set_errhandler(ffi::RSMPI_COMM_WORLD, ffi::RSMPI_ERRORS_RETURN) };
         let watchdog =
-            Watchdog::start(rank, timeout, end_all_ranks).map_err(|error| failed(error.to_string()))?;
+            Watchdog::start(rank, size, timeout, end_all_ranks).map_err(|error| failed(error.to_string()))?;
         // Some libraries give more than was asked for.
         let threading = if (wanted as u8) < threading as u8 { wanted } else { threading };
-        Ok(Self {
+        let comm = Self {
             rank,
             size,
             // SAFETY: MPI is initialised.
@@ -68,16 +74,33 @@ impl MpiComm {
             pace: Pace::Eager,
             threading,
             turn: (threading == Threading::Serialized).then(Arc::default),
+            check_collectives,
             watchdog: Arc::new(watchdog),
             bytes_sent: Cell::new(0),
-            first: true,
-        })
+            _finalizer: Some(Finalizer),
+        };
+        if threading == Threading::Multiple {
+            let _watch = comm.watchdog.watch(comm.control("set-up of communicators", 0));
+            comm.watchdog.connect(SideChannel::duplicate(rank, size)?);
+        }
+        Ok(comm)
     }
 
     /// Name and version of the MPI library, for example `Open MPI v4.1.4`.
     pub fn library_version() -> String {
         let text = mpi::environment::library_version().unwrap_or_default();
         text.split(',').next().unwrap_or_default().trim().to_owned()
+    }
+
+    /// A collective on gradients or parameters.
+    fn data(&self, operation: &'static str, elements: usize) -> Call {
+        let bucket = self.watchdog.position().bucket();
+        Call { operation, elements, bytes: 4 * elements, dtype: "f32", bucket, channel: Channel::Data }
+    }
+
+    /// A collective on messages, of this many bytes from this rank.
+    fn control(&self, operation: &'static str, bytes: usize) -> Call {
+        Call { operation, elements: bytes, bytes, dtype: "u8", bucket: None, channel: Channel::Control }
     }
 
     /// One call into MPI.
@@ -89,17 +112,92 @@ impl MpiComm {
         }
     }
 
-    /// Starts one operation and waits for it.
+    /// One collective under the watchdog's eye, after the ranks have agreed on it if they are to.
+    fn guarded(
+        &self,
+        call: Call,
+        lengths: Lengths,
+        body: impl FnOnce() -> Result<(), CommError>,
+    ) -> Result<(), CommError> {
+        let watch = self.watchdog.watch(call);
+        let result = self.check(&call, lengths).and_then(|()| body());
+        if result.is_err() {
+            watch.fail();
+        }
+        result
+    }
+
+    fn check(&self, call: &Call, lengths: Lengths) -> Result<(), CommError> {
+        if !self.check_collectives {
+            return Ok(());
+        }
+        let sequence = self.watchdog.sequence(call.channel);
+        check::check(self, call, sequence, self.watchdog.position().step(), lengths)
+    }
+
+    /// One collective of MPI's.
     fn run(
+        &self,
+        call: Call,
+        lengths: Lengths,
+        start: impl FnOnce(*mut ffi::MPI_Request) -> c_int,
+    ) -> Result<(), CommError> {
+        self.guarded(call, lengths, || self.complete(call.operation, start))
+    }
+
+    /// Starts one operation and waits for it.
+    fn complete(
         &self,
         operation: &'static str,
         start: impl FnOnce(*mut ffi::MPI_Request) -> c_int,
     ) -> Result<(), CommError> {
-        let _watch = self.watchdog.watch(operation);
         // SAFETY: the constant of MPI.
         let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
         self.call(operation, || start(&mut request))?;
         self.wait(operation, &mut [request])
+    }
+
+    /// All messages of an exchange on their way together.
+    fn swap(
+        &self,
+        operation: &'static str,
+        sends: &[Outgoing<'_>],
+        recvs: &mut [Incoming<'_>],
+    ) -> Result<(), CommError> {
+        let bytes = unsafe { ffi::RSMPI_UINT8_T };
+        let mut requests = Vec::new();
+        let mut post = |start: &dyn Fn(*mut ffi::MPI_Request) -> c_int| {
+            // SAFETY: the constant of MPI.
+            let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
+            self.call(operation, || start(&mut request))?;
+            requests.push(request);
+            Ok::<(), CommError>(())
+        };
+        for recv in recvs {
+            for chunk in recv.bytes.chunks_mut(MESSAGE_BYTES) {
+                let (place, length, from) = (write(chunk), chunk.len() as c_int, recv.from as c_int);
+                post(&|request| unsafe {
+                    ffi::MPI_Irecv(place, length, bytes, from, TAG, self.communicator, request)
+                })?;
+            }
+        }
+        for send in sends {
+            self.bytes_sent.update(|sent| sent + send.bytes.len() as u64);
+            for chunk in send.bytes.chunks(MESSAGE_BYTES) {
+                let (place, length, to) = (read(chunk), chunk.len() as c_int, send.to as c_int);
+                post(&|request| unsafe {
+                    ffi::MPI_Isend(place, length, bytes, to, TAG, self.communicator, request)
+                })?;
+            }
+        }
+        self.wait(operation, &mut requests)
+    }
+
+    /// How much goes to each rank, or comes from it, for the check of collectives.
+    fn bytes_by_rank(&self, messages: impl Iterator<Item = (usize, usize)>) -> Vec<c_int> {
+        let mut bytes = vec![0usize; self.size];
+        messages.for_each(|(rank, length)| bytes[rank] += length);
+        bytes.into_iter().map(|bytes| c_int::try_from(bytes).unwrap_or(c_int::MAX)).collect()
     }
 
     /// Until all requests are done.
@@ -124,12 +222,41 @@ impl MpiComm {
     }
 }
 
-impl Drop for MpiComm {
+/// The exchanges of the check travel as the collective itself does.
+impl Peers for MpiComm {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn all_gather(&self, mine: &[u8]) -> Result<Vec<u8>, CommError> {
+        let mut all = vec![0u8; mine.len() * self.size];
+        // SAFETY: the buffers live until the operation is done; a check's messages have one length on all ranks.
+        let gather = |request| unsafe {
+            let (length, bytes) = (mine.len() as c_int, ffi::RSMPI_UINT8_T);
+            let place = write(&mut all);
+            ffi::MPI_Iallgather(read(mine), length, bytes, place, length, bytes, self.communicator, request)
+        };
+        self.complete("check of a collective", gather).map(|()| all)
+    }
+
+    fn all_to_all(&self, mine: &[c_int]) -> Result<Vec<c_int>, CommError> {
+        let mut all = vec![0 as c_int; self.size];
+        // SAFETY: the buffers live until the operation is done; each holds one count a rank.
+        let swap = |request| unsafe {
+            let count = ffi::RSMPI_INT32_T;
+            ffi::MPI_Ialltoall(read(mine), 1, count, write(&mut all), 1, count, self.communicator, request)
+        };
+        self.complete("check of a collective", swap).map(|()| all)
+    }
+}
+
+/// Finalises MPI when it is dropped.
+struct Finalizer;
+
+impl Drop for Finalizer {
     fn drop(&mut self) {
-        if self.first {
-            // SAFETY: MPI was initialised, and the communication thread, which holds no `first`, was joined before.
-            unsafe { ffi::MPI_Finalize() };
-        }
+        // SAFETY: MPI was initialised, and the communication thread has been joined.
+        unsafe { ffi::MPI_Finalize() };
     }
 }
 
@@ -152,7 +279,8 @@ pub fn abort_if_started(exit_code: i32) {
     }
 }
 
-fn describe(code: c_int) -> String {
+/// MPI's own words for an error.
+pub fn describe(code: c_int) -> String {
     let mut text = [0u8; 1024];
     let mut length: c_int = 0;
     // SAFETY: the buffer is larger than any MPI library's MPI_MAX_ERROR_STRING.
@@ -176,12 +304,21 @@ fn layout(operation: &'static str, counts: &[usize]) -> Result<(Vec<c_int>, Vec<
     Ok((counts.iter().map(|&count| count as c_int).collect(), offsets.collect()))
 }
 
+/// Where MPI reads from. Rust's empty slice of bytes lies at address 1, which is Open MPI's MPI_IN_PLACE,
+/// so an empty slice is given another address.
 fn read<T>(slice: &[T]) -> *const c_void {
-    slice.as_ptr().cast()
+    match slice.is_empty() {
+        true => std::ptr::dangling::<u64>().cast(),
+        false => slice.as_ptr().cast(),
+    }
 }
 
+/// Where MPI writes to; see [`read`].
 fn write<T>(slice: &mut [T]) -> *mut c_void {
-    slice.as_mut_ptr().cast()
+    match slice.is_empty() {
+        true => std::ptr::dangling_mut::<u64>().cast(),
+        false => slice.as_mut_ptr().cast(),
+    }
 }
 
 // SAFETY of every call below: `run` and `wait` return only when the operation is done, so the buffers outlive it; they
@@ -204,7 +341,10 @@ impl Comm for MpiComm {
             return Ok(None);
         }
         let mut communicator = self.communicator;
-        self.call("MPI_Comm_dup", || unsafe { ffi::MPI_Comm_dup(self.communicator, &mut communicator) })?;
+        let operation = "set-up of communicators";
+        self.guarded(self.control(operation, 0), Lengths::Equal, || {
+            self.call(operation, || unsafe { ffi::MPI_Comm_dup(self.communicator, &mut communicator) })
+        })?;
         let (turn, watchdog) = (self.turn.clone(), Arc::clone(&self.watchdog));
         let bytes_sent = Cell::new(0);
         Ok(Some(Box::new(Self {
@@ -213,55 +353,39 @@ impl Comm for MpiComm {
             turn,
             watchdog,
             bytes_sent,
-            first: false,
+            _finalizer: None,
             ..*self
         })))
     }
 
-    fn exchange(&self, sends: &[Outgoing<'_>], recvs: &mut [Incoming<'_>]) -> Result<(), CommError> {
-        let operation = "exchange";
-        let _watch = self.watchdog.watch(operation);
-        let mut requests = Vec::new();
-        let mut post = |start: &mut dyn FnMut(*mut ffi::MPI_Request) -> c_int| {
-            // SAFETY: the constant of MPI.
-            let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
-            self.call(operation, || start(&mut request))?;
-            requests.push(request);
-            Ok::<(), CommError>(())
-        };
-        for Incoming { from, bytes } in recvs {
-            for chunk in bytes.chunks_mut(MESSAGE_BYTES) {
-                let (place, length) = (write(chunk), chunk.len() as c_int);
-                post(&mut |request| unsafe {
-                    ffi::MPI_Irecv(
-                        place,
-                        length,
-                        ffi::RSMPI_UINT8_T,
-                        *from as c_int,
-                        TAG,
-                        self.communicator,
-                        request,
-                    )
-                })?;
-            }
-        }
-        for Outgoing { to, bytes } in sends {
-            self.bytes_sent.update(|sent| sent + bytes.len() as u64);
-            for chunk in bytes.chunks(MESSAGE_BYTES) {
-                post(&mut |request| unsafe {
-                    ffi::MPI_Isend(
-                        read(chunk),
-                        chunk.len() as c_int,
-                        ffi::RSMPI_UINT8_T,
-                        *to as c_int,
-                        TAG,
-                        self.communicator,
-                        request,
-                    )
-                })?;
-            }
-        }
-        self.wait(operation, &mut requests)
+    fn at_step(&self, step: u64) {
+        self.watchdog.position().at_step(step);
+    }
+
+    fn at_bucket(&self, bucket: usize) {
+        self.watchdog.position().at_bucket(bucket);
+    }
+
+    fn record_to(&self, run: &RunDir) {
+        self.watchdog.record_to(run);
+    }
+
+    fn thread_level(&self) -> Option<Threading> {
+        Some(self.threading)
+    }
+
+    fn exchange(
+        &self,
+        operation: &'static str,
+        sends: &[Outgoing<'_>],
+        recvs: &mut [Incoming<'_>],
+    ) -> Result<(), CommError> {
+        let send = self.bytes_by_rank(sends.iter().map(|send| (send.to, send.bytes.len())));
+        let receive = self.bytes_by_rank(recvs.iter().map(|recv| (recv.from, recv.bytes.len())));
+        let bytes = sends.iter().map(|send| send.bytes.len()).sum();
+        let call = Call { elements: bytes, bytes, dtype: "u8", ..self.data(operation, 0) };
+        let lengths = Lengths::Pairs { send: &send, receive: &receive };
+        self.guarded(call, lengths, || self.swap(operation, sends, recvs))
     }
 
     fn bytes_sent(&self) -> u64 {
@@ -272,7 +396,7 @@ impl Comm for MpiComm {
         let operation = "all-reduce";
         let elements = count(operation, buffer.len())?;
         let send = buffer.to_vec();
-        self.run(operation, |request| unsafe {
+        self.run(self.data(operation, send.len()), Lengths::Equal, |request| unsafe {
             ffi::MPI_Iallreduce(
                 read(&send),
                 write(buffer),
@@ -294,7 +418,7 @@ impl Comm for MpiComm {
         let operation = "reduce-scatter";
         assert_eq!((send.len(), recv.len()), (counts.iter().sum(), counts[self.rank]));
         let (counts, _) = layout(operation, counts)?;
-        self.run(operation, |request| unsafe {
+        self.run(self.data(operation, send.len()), Lengths::Equal, |request| unsafe {
             ffi::MPI_Ireduce_scatter(
                 read(send),
                 write(recv),
@@ -311,7 +435,8 @@ impl Comm for MpiComm {
         let operation = "all-gather of messages";
         let mine = [count(operation, send.len())?];
         let mut counts = vec![0 as c_int; self.size];
-        self.run(operation, |request| unsafe {
+        let lengths_first = self.control(operation, size_of::<c_int>());
+        self.run(lengths_first, Lengths::Equal, |request| unsafe {
             ffi::MPI_Iallgather(
                 read(&mine),
                 1,
@@ -326,7 +451,8 @@ impl Comm for MpiComm {
         let lengths: Vec<usize> = counts.iter().map(|&count| count as usize).collect();
         let mut all = vec![0u8; lengths.iter().sum()];
         let (counts, offsets) = layout(operation, &lengths)?;
-        self.run(operation, |request| unsafe {
+        let call = self.control(operation, send.len());
+        self.run(call, Lengths::PerRank(&counts), |request| unsafe {
             ffi::MPI_Iallgatherv(
                 read(send),
                 mine[0],
@@ -350,7 +476,7 @@ impl Comm for MpiComm {
 
     fn broadcast(&self, root: usize, bytes: &mut [u8]) -> Result<(), CommError> {
         for chunk in bytes.chunks_mut(MESSAGE_BYTES) {
-            self.run("broadcast", |request| unsafe {
+            self.run(self.control("broadcast", chunk.len()), Lengths::Equal, |request| unsafe {
                 ffi::MPI_Ibcast(
                     write(chunk),
                     chunk.len() as c_int,
@@ -365,7 +491,8 @@ impl Comm for MpiComm {
     }
 
     fn barrier(&self) -> Result<(), CommError> {
-        self.run("barrier", |request| unsafe { ffi::MPI_Ibarrier(self.communicator, request) })
+        let barrier = self.control("barrier", 0);
+        self.run(barrier, Lengths::Equal, |request| unsafe { ffi::MPI_Ibarrier(self.communicator, request) })
     }
 
     fn abort(&self, exit_code: i32) -> ! {

@@ -22,7 +22,12 @@ impl Comm for SoloComm {
         Ok(None)
     }
 
-    fn exchange(&self, sends: &[Outgoing<'_>], recvs: &mut [Incoming<'_>]) -> Result<(), CommError> {
+    fn exchange(
+        &self,
+        _: &'static str,
+        sends: &[Outgoing<'_>],
+        recvs: &mut [Incoming<'_>],
+    ) -> Result<(), CommError> {
         assert!(sends.is_empty() && recvs.is_empty(), "a message to oneself");
         Ok(())
     }

@@ -62,6 +62,8 @@ fn versions(session: &Session) -> BTreeMap<String, String> {
     if session.comm.name() == "mpi" {
         versions.insert("mpi".into(), MpiComm::library_version());
     }
+    let threads = session.comm.thread_level().map(|level| format!("{level:?}").to_lowercase());
+    versions.extend(threads.map(|level| ("mpi_threads".to_owned(), level)));
     versions
 }
 

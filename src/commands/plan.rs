@@ -37,7 +37,12 @@ pub fn describe(session: &Session) -> String {
     row("strategy", format!("{strategy}, {} reduction{compression}", config.parallel.reduction.name()));
     row(
         "model",
-        format!("{} parameters in {} tensors", session.layout.elements(), session.layout.parameters.len()),
+        format!(
+            "{} parameters in {} tensors, {} of them trained",
+            session.layout.elements(),
+            session.layout.parameters.len(),
+            session.layout.trained().count()
+        ),
     );
     row("buckets", format!("{} of up to {} MiB", session.layout.buckets.len(), config.parallel.bucket_mb));
     let state = session.optimizer.state_bytes();

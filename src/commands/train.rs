@@ -7,7 +7,7 @@ use lockstep_record::{Ended, RunDir, exit};
 use super::config::resolve;
 use super::{manifest, plan, resume};
 use crate::cli::{Exchanged, Train};
-use crate::comm::Comm;
+use crate::comm::{Comm, Threading};
 use crate::config::Resolved;
 use crate::launch::{Failure, StopRequest, end_all_ranks_on_panic, environment_rank, join, together};
 use crate::metrics::{Recorder, start_logging};
@@ -93,6 +93,8 @@ fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
     let stop_request = together(comm, exit::INTERNAL, StopRequest::listen())?;
     let lock = resume::claim(comm, &run_dir, arguments.resume.is_some())?;
     together(comm, exit::INTERNAL, start_logging(&run_dir, comm.rank()))?;
+    comm.record_to(&run_dir);
+    warn_of_threads(comm);
     if arguments.trace {
         open_trace(&session, &run_dir)?;
     }
@@ -102,6 +104,12 @@ fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
         );
     }
     session.corpus.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+    if session.overlap_is_missing() {
+        tracing::warn!(
+            "this MPI, or parallel.mpi_threads, lets a single thread communicate: it follows backward instead of \
+             overlapping it"
+        );
+    }
     let start = resume::start(&mut session, &run_dir, arguments.resume.as_deref())?;
     let course = Course::new(config, start.step, arguments.stop_after, stop_request)?;
     let segment = manifest::segment(&session, &start)?;
@@ -131,10 +139,26 @@ fn open_trace(session: &Session, run_dir: &RunDir) -> Result<(), Failure> {
     let (comm, origin) = (session.comm, Instant::now());
     let offset_us = offset_to_rank_0(comm, origin)?;
     let path = run_dir.rank_trace(comm.rank());
+    // Of an earlier execution, which may have had more ranks.
+    let cleared = match comm.rank() {
+        0 if run_dir.traces().exists() => std::fs::remove_dir_all(run_dir.traces()),
+        _ => Ok(()),
+    };
+    together(comm, exit::INTERNAL, cleared)?;
     let opened = std::fs::create_dir_all(run_dir.traces())
         .and_then(|()| session.trace.open(&path, comm.rank(), &manifest::hostname(), origin, offset_us))
         .map_err(|error| format!("cannot begin the trace {}: {error}", path.display()));
     together(comm, exit::INTERNAL, opened)
+}
+
+/// An MPI that gives less than was asked for costs something.
+fn warn_of_threads(comm: &dyn Comm) {
+    if let Some(level) = comm.thread_level().filter(|level| *level < Threading::Multiple) {
+        tracing::warn!(
+            "MPI's thread level is {level:?}, not Multiple (parallel.mpi_threads, or what this MPI was built for): after \
+             a time-out the watchdog cannot ask the other ranks what they are doing"
+        );
+    }
 }
 
 /// The initial state, before any step.
@@ -154,6 +178,7 @@ fn prepare_libtorch(threads: usize, deterministic: bool) -> Result<(), Failure> 
     let count = i32::try_from(threads).unwrap_or(i32::MAX);
     tch::set_num_threads(count);
     tch::set_num_interop_threads(1);
+    crate::torch::keep_freed_memory();
     crate::torch::set_deterministic(deterministic)?;
     Ok(())
 }

@@ -24,7 +24,8 @@ fn layout(shapes: &[&[i64]]) -> Layout {
         |(index, shape): (usize, &&[i64])| ParameterSpec { name: index.to_string(), shape: shape.to_vec() };
     let specs = shapes.iter().enumerate().map(spec).collect();
     let ready: Vec<usize> = (0..shapes.len()).collect();
-    Layout::plan(specs, &ready, Capacity { bucket: 1 << 30, edge: 1 << 30 })
+    let capacity = Capacity { bucket: 1 << 30, edge: 1 << 30 };
+    Layout::plan(specs, &vec![false; shapes.len()], &ready, capacity)
 }
 
 fn strategy(layout: &Layout, rank: usize) -> PowerSgd {

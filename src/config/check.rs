@@ -15,7 +15,8 @@ pub fn check_values<'a>(lookup: impl Fn(&str) -> Option<&'a Value>) -> Vec<Probl
 
 /// Whether `key` takes `value`.
 pub fn check(key: &Key, value: &Value) -> Result<(), Problem> {
-    if let Some(separator) = value.as_str().and_then(|text| text.chars().find(is_line_separator)) {
+    let mut texts = value.as_array().into_iter().flatten().chain([value]).filter_map(Value::as_str);
+    if let Some(separator) = texts.find_map(|text| text.chars().find(is_line_separator)) {
         let found = format!("found the line separator U+{:04X}", separator as u32);
         return Err(Problem::new(key.name.as_str(), found, "remove it, or write a newline (\\n) for it"));
     }
@@ -48,6 +49,7 @@ fn accepts(key: &Key, value: &Value) -> bool {
         (Kind::Numbers(count), Value::Array(values)) => {
             values.len() as u64 == *count && values.iter().all(Value::is_number)
         }
+        (Kind::Texts, Value::Array(values)) => values.iter().all(Value::is_string),
         _ => false,
     }
 }

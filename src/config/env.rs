@@ -28,6 +28,8 @@ pub const TRAINER: &str = "LOCKSTEP_TRAINER";
 pub const PYTHON: &str = "LOCKSTEP_PYTHON";
 /// How the set-up finds what is missing.
 pub const SETUP: &str = "LOCKSTEP_SETUP";
+/// Which cluster of hosts on one machine is meant.
+pub const CLUSTER: &str = "LOCKSTEP_CLUSTER";
 /// The commit that a build is of.
 pub const GIT_COMMIT: &str = "LOCKSTEP_GIT_COMMIT";
 /// Thread counts of the libraries under libtorch. The trainer tells libtorch `run.threads_per_rank` itself; the harness
@@ -83,6 +85,12 @@ pub const VARIABLES: &[Variable] = &[
         meaning: "`wheels` makes the set-up use neither apt nor the machine's own MPI and libclang.",
         default: "`auto`",
         reader: "the set-up",
+    },
+    Variable {
+        name: CLUSTER,
+        meaning: "Name of the cluster of hosts on one machine, so that several can stand side by side.",
+        default: "`lockstep`",
+        reader: "`ci/cluster`",
     },
     Variable {
         name: GIT_COMMIT,

@@ -30,6 +30,8 @@ pub enum Kind {
     Choice(Vec<Choice>),
     /// A list of this many numbers.
     Numbers(u64),
+    /// A list of texts, of any length.
+    Texts,
 }
 
 /// One word that a key takes.
@@ -109,6 +111,7 @@ impl std::fmt::Display for Key {
             Kind::Whole(bounds) => write!(formatter, "a whole number{bounds}")?,
             Kind::Number(bounds) => write!(formatter, "a number{bounds}")?,
             Kind::Numbers(count) => write!(formatter, "a list of {count} numbers")?,
+            Kind::Texts => write!(formatter, "a list of texts")?,
             Kind::Choice(choices) => {
                 let words: Vec<&str> = choices.iter().map(|choice| choice.word.as_str()).collect();
                 write!(formatter, "{}", words.join(" | "))?;
@@ -201,7 +204,11 @@ fn kind(schema: &Map<String, Value>) -> Option<(Kind, bool)> {
         "boolean" => Kind::Boolean,
         "integer" => Kind::Whole(Bounds::from_schema(schema)),
         "number" => Kind::Number(Bounds::from_schema(schema)),
-        "array" => Kind::Numbers(schema.get("maxItems").and_then(Value::as_u64)?),
+        "array" => match schema.get("maxItems").and_then(Value::as_u64) {
+            Some(count) => Kind::Numbers(count),
+            None if schema.get("items")?.get("type")? == "string" => Kind::Texts,
+            None => return None,
+        },
         _ => return None,
     };
     Some((kind, nullable))
@@ -269,6 +276,7 @@ mod tests {
             ("model.dropout", "a number from 0 below 1"),
             ("run.deterministic", "true or false"),
             ("data.path", "text"),
+            ("model.freeze", "a list of texts"),
         ];
         for (name, expected) in cases {
             assert_eq!(Keys::get().find(name).unwrap().to_string(), expected, "{name}");

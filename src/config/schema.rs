@@ -51,23 +51,35 @@ pub struct Run {
 pub struct Model {
     /// Architecture.
     pub kind: ModelKind,
-    /// Transformer blocks.
+    /// Transformer blocks; for `resnet`: residual blocks in each stage.
     #[schemars(range(min = 1, max = 65_536))]
     pub layers: usize,
-    /// Attention heads; they divide `model.width`.
+    /// Attention heads; they divide `model.width` (`gpt` only).
     #[schemars(range(min = 1, max = 65_536))]
     pub heads: usize,
-    /// Width of the residual stream.
+    /// Width of the residual stream; for `resnet`: channels of the first stage, a multiple of 8, doubled at each
+    /// further one.
     #[schemars(range(min = 1, max = 1_048_576))]
     pub width: usize,
-    /// Tokens in a sequence: the fixed maximum length.
+    /// Stages of the `resnet`, each after the first at half the resolution of the one before.
+    #[schemars(range(min = 1, max = 6))]
+    pub stages: usize,
+    /// Tokens in a sequence: the fixed maximum length (`gpt` only).
     #[schemars(range(min = 1, max = 1_048_576))]
     pub context: usize,
-    /// Probability that dropout zeroes an element of the embeddings and of each block's two outputs.
+    /// Probability that dropout zeroes an element of the embeddings and of each block's two outputs; for `resnet`: of
+    /// the pooled features.
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub dropout: f64,
-    /// How the model knows the order of tokens.
+    /// Probability that a micro-batch skips a transformer block in training (LayerDrop: Fan et al. 2019), each block by
+    /// itself; `gpt` only. Skipped blocks get no gradient: see `parallel.unused_parameters`.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
+    pub layer_drop: f64,
+    /// How the model knows the order of tokens (`gpt` only).
     pub positions: Positions,
+    /// Parameters that are not trained: names, what names begin with up to a dot (`h.0`), or patterns in which `*`
+    /// stands for anything (`*.bias`).
+    pub freeze: Vec<String>,
 }
 
 /// Architecture.
@@ -76,6 +88,9 @@ pub struct Model {
 pub enum ModelKind {
     /// Decoder-only transformer with GPT-2's parameter names, pre-norm blocks and tied embeddings.
     Gpt,
+    /// Residual network for images of 32 × 32 (He et al. 2016, section 4.2) with GroupNorm and torchvision's
+    /// parameter names.
+    Resnet,
 }
 
 /// How the model knows the order of tokens.
@@ -94,20 +109,24 @@ pub enum Positions {
 pub struct Data {
     /// What the data are.
     pub kind: DataKind,
-    /// A text file, or `embedded:shakespeare` for the text inside the program.
+    /// For `text`: a file, or `embedded:shakespeare` for the text inside the program. For `images`: a folder with
+    /// CIFAR-10's binary version, or `embedded:shapes` for a set that the program draws.
     pub path: PathBuf,
-    /// How text becomes tokens.
+    /// How text becomes tokens (`text` only).
     pub tokenizer: TokenizerKind,
     /// Tokens in the vocabulary that `bpe` learns, from 257 to 65536; `bytes` always has 256.
     pub vocabulary: usize,
     /// Folder where learned tokenizers are kept.
     pub cache_dir: PathBuf,
-    /// Fraction of the tokens, at the end of the text, that is kept for validation.
+    /// Fraction of the tokens at the end of the text, or of the drawn images, that is kept for validation. CIFAR-10
+    /// has a test set for it, unless this is 0.
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub validation_fraction: f64,
-    /// Train on this many samples only, from the start of the text; null for all.
+    /// Train on this many samples only, from the start of the data; null for all.
     #[schemars(range(min = 1))]
     pub max_samples: Option<u64>,
+    /// Shift each training image by up to 4 pixels and mirror half of them, differently in every epoch (`images` only).
+    pub augment: bool,
 }
 
 /// What the data are.
@@ -116,6 +135,8 @@ pub struct Data {
 pub enum DataKind {
     /// One text file, cut into samples of `model.context` tokens.
     Text,
+    /// Images of 32 × 32 pixels in three colours, each of one class.
+    Images,
 }
 
 /// How text becomes tokens.
@@ -140,7 +161,8 @@ pub struct Batch {
     pub micro_batch_size: usize,
 }
 
-/// How ranks share the work. Nothing here changes bits, except `reduction: native` and `compression`.
+/// How ranks share the work. Nothing here changes bits, except `reduction: native`, `compression`, and
+/// `unused_parameters` where some are unused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Parallel {
@@ -171,6 +193,24 @@ pub struct Parallel {
     /// Seconds that a collective may take before all ranks are ended with exit code 90.
     #[schemars(range(max = 1_000_000), extend("exclusiveMinimum" = 0))]
     pub timeout_s: f64,
+    /// Compare what the ranks are about to call before each collective, and end them with exit code 1 if they differ:
+    /// for debugging, since every collective then takes up to three small ones more.
+    pub check_collectives: bool,
+    /// What to do about a parameter that the loss of some micro-batch does not depend on.
+    pub unused_parameters: UnusedParameters,
+}
+
+/// What to do about a parameter without a gradient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UnusedParameters {
+    /// End the run and name the parameters.
+    Error,
+    /// As `allow`, but a parameter that no micro-batch of the step used is left out of the update: it and its
+    /// optimizer state stay as they are, as in PyTorch, whose `.grad` is None.
+    Detect,
+    /// A missing gradient counts as zero, and the parameter is updated as usual: by weight decay and momentum.
+    Allow,
 }
 
 /// What the ranks share out.
@@ -289,6 +329,18 @@ pub struct Optim {
     /// Largest global gradient norm; null for no clipping.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub clip_norm: Option<f64>,
+    /// What to do about a gradient with an infinity or a NaN.
+    pub non_finite: NonFinite,
+}
+
+/// What to do about a gradient that is not finite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NonFinite {
+    /// End the run before the update, and name the tensor.
+    Stop,
+    /// Leave out the update of this step on all ranks, and go on; end after ten such steps in a row.
+    Skip,
 }
 
 /// Update rule.

@@ -155,7 +155,7 @@ impl<'a> Reader<'a> {
         let value = match resolve(&scalar) {
             // `name: 2024` is a name all the same.
             Resolved::Value(Value::Null) => Value::Null,
-            _ if key.kind == Kind::Text => Value::String(scalar.text),
+            _ if matches!(key.kind, Kind::Text | Kind::Texts) => Value::String(scalar.text),
             Resolved::Value(value) => value,
             Resolved::NotFinite => {
                 let message = format!("found {}, which is not a finite number", shown(&scalar.text));

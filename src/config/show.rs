@@ -55,6 +55,7 @@ impl Config {
                 *path = escape(text).into();
             }
         }
+        escaped.model.freeze.iter_mut().for_each(|pattern| *pattern = escape(pattern));
         serde_yaml::to_string(&escaped)
     }
 }

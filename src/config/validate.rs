@@ -9,13 +9,14 @@ use super::check::{check_values, get};
 use super::document::shown;
 use super::error::Problem;
 use super::schema::{
-    Backend, Compression, Config, Data, Parallel, Positions, Reduction, StrategyKind, TokenizerKind,
+    Backend, Compression, Config, Data, DataKind, ModelKind, Parallel, Positions, Reduction, StrategyKind,
+    TokenizerKind,
 };
 
 /// Before the name of data that are part of the program.
 const EMBEDDED_PREFIX: &str = "embedded:";
-/// Data that are part of the program.
-const EMBEDDED_DATA: &[&str] = &["shakespeare"];
+/// GroupNorm has this many groups in every layer of a ResNet.
+const RESNET_GROUPS: usize = 8;
 /// Most file systems allow a name of 255 bytes; the rest is for suffixes.
 const NAME_BYTES_MAX: usize = 200;
 /// The 256 bytes come first in a learned vocabulary, and it holds at least one merge.
@@ -58,6 +59,8 @@ fn across_fields(config: &Config) -> Vec<Problem> {
         path("run.dir", &config.run.dir),
         path("data.path", &config.data.path),
         path("data.cache_dir", &config.data.cache_dir),
+        model_and_data(config),
+        resnet(config),
         heads(config),
         betas(config.optim.betas),
         clip_norm(config.optim.clip_norm),
@@ -96,8 +99,44 @@ fn path(key: &str, path: &Path) -> Option<Problem> {
     None
 }
 
+/// What the data of a kind are called inside the program, and what else `data.path` may be.
+fn sources(kind: DataKind) -> (&'static str, &'static str) {
+    match kind {
+        DataKind::Text => ("shakespeare", "a text file"),
+        DataKind::Images => ("shapes", "a folder with CIFAR-10's binary version"),
+    }
+}
+
+fn model_and_data(config: &Config) -> Option<Problem> {
+    let (reads, word) = match config.model.kind {
+        ModelKind::Gpt => (DataKind::Text, "text"),
+        ModelKind::Resnet => (DataKind::Images, "images"),
+    };
+    let remedy =
+        format!("set it to {word} and data.path to embedded:{}, or choose another model", sources(reads).0);
+    let message = format!("the model of this model.kind reads {word}");
+    (config.data.kind != reads).then(|| Problem::new("data.kind", message, remedy))
+}
+
+fn resnet(config: &Config) -> Option<Problem> {
+    let model = &config.model;
+    if model.kind != ModelKind::Resnet {
+        let message = "text cannot be augmented";
+        return config.data.augment.then(|| Problem::new("data.augment", message, "set it to false"));
+    }
+    if !model.width.is_multiple_of(RESNET_GROUPS) {
+        let message = format!("{} channels cannot be normalised in {RESNET_GROUPS} groups", model.width);
+        return Some(Problem::new("model.width", message, format!("give a multiple of {RESNET_GROUPS}")));
+    }
+    let message = "a resnet's blocks are not skipped: its stages change shape";
+    (model.layer_drop > 0.0).then(|| Problem::new("model.layer_drop", message, "set it to 0"))
+}
+
 fn heads(config: &Config) -> Option<Problem> {
     let model = &config.model;
+    if model.kind != ModelKind::Gpt {
+        return None;
+    }
     if model.heads == 0 || !model.width.is_multiple_of(model.heads) {
         let message = format!("{} heads do not divide model.width, {}", model.heads, model.width);
         return Some(Problem::new("model.heads", message, "make the width a multiple of the heads"));
@@ -132,7 +171,10 @@ fn compression(parallel: &Parallel) -> Option<Problem> {
 }
 
 fn vocabulary(data: &Data) -> Option<Problem> {
-    if data.tokenizer != TokenizerKind::Bpe || VOCABULARY.contains(&data.vocabulary) {
+    if data.kind != DataKind::Text
+        || data.tokenizer != TokenizerKind::Bpe
+        || VOCABULARY.contains(&data.vocabulary)
+    {
         return None;
     }
     let message = format!("bpe cannot have {} tokens", data.vocabulary);
@@ -161,11 +203,18 @@ fn sizes(config: &Config) -> Option<Problem> {
         |factors: &[usize]| factors.iter().fold(1u128, |all, factor| all.saturating_mul(*factor as u128));
     let (model, batch) = (&config.model, &config.batch);
     let vocabulary = config.data.vocabulary.max(256);
-    let block = product(&[12, model.width, model.width]) + product(&[13, model.width]);
-    let blocks = block.saturating_mul(model.layers as u128);
-    let embeddings = product(&[vocabulary + model.context, model.width]);
+    let widest = model.width << (model.stages - 1).min(5);
+    let parameters = match model.kind {
+        ModelKind::Gpt => {
+            let block = product(&[12, model.width, model.width]) + product(&[13, model.width]);
+            let embeddings = product(&[vocabulary + model.context, model.width]);
+            block.saturating_mul(model.layers as u128).saturating_add(embeddings)
+        }
+        // Every block counted as one of the last and widest stage.
+        ModelKind::Resnet => product(&[20, widest, widest, model.layers, model.stages]),
+    };
     // Parameters, their gradients and two moments, of four bytes each.
-    let state_bytes = blocks.saturating_add(embeddings).saturating_mul(16);
+    let state_bytes = parameters.saturating_mul(16);
     if state_bytes > SIZE_MAX {
         let message = "the parameters' size overflows";
         return Some(Problem::new("model.width", message, "lower model.width or model.layers"));
@@ -188,17 +237,22 @@ fn sizes(config: &Config) -> Option<Problem> {
 
 fn data_file(data: &Data) -> Option<Problem> {
     let text = data.path.to_string_lossy();
+    let (embedded, other) = sources(data.kind);
     if let Some(name) = text.strip_prefix(EMBEDDED_PREFIX) {
-        let known = EMBEDDED_DATA.contains(&name);
-        let remedy = format!("there is {EMBEDDED_PREFIX}{}", EMBEDDED_DATA.join(", "));
-        let message = format!("the program holds no data named {}", shown(name));
-        return (!known).then(|| Problem::new("data.path", message, remedy));
+        let remedy = format!("there is {EMBEDDED_PREFIX}{embedded}");
+        let message = format!("the program holds no data of this data.kind named {}", shown(name));
+        return (name != embedded).then(|| Problem::new("data.path", message, remedy));
     }
-    let remedy =
-        "give a text file (relative paths start from the working directory), or embedded:shakespeare";
+    let remedy = format!(
+        "give {other} (relative paths start from the working directory), or {EMBEDDED_PREFIX}{embedded}"
+    );
+    let (fits, wanted): (fn(&std::fs::Metadata) -> bool, _) = match data.kind {
+        DataKind::Text => (std::fs::Metadata::is_file, "a regular file"),
+        DataKind::Images => (std::fs::Metadata::is_dir, "a folder"),
+    };
     match std::fs::metadata(&data.path) {
-        Ok(metadata) if metadata.is_file() => None,
-        Ok(_) => Some(Problem::new("data.path", format!("{} is not a regular file", shown(&text)), remedy)),
+        Ok(metadata) if fits(&metadata) => None,
+        Ok(_) => Some(Problem::new("data.path", format!("{} is not {wanted}", shown(&text)), remedy)),
         Err(error) => {
             Some(Problem::new("data.path", format!("cannot read {}: {error}", shown(&text)), remedy))
         }

@@ -28,6 +28,8 @@ pub struct StepSamples {
     pub epoch: u64,
     /// Sample ids of every micro-batch, over all ranks, in micro-batch order.
     pub micro_batches: Vec<Vec<u64>>,
+    /// Epoch that each of them is visited in: a step may straddle two.
+    pub epochs: Vec<Vec<u64>>,
 }
 
 /// Yields the samples of any step. Its only state is a cache of the permutation used last.
@@ -69,10 +71,15 @@ impl Sampler {
         let (size, per_step) = (self.micro_batch_size, (self.micro_batches * self.micro_batch_size) as u128);
         let first = u128::from(step - 1) * per_step;
         let epoch = first / u128::from(self.samples);
+        let position = |index: usize, j: usize| first + (index * size + j) as u128;
         let micro_batches = (0..self.micro_batches)
-            .map(|index| (0..size).map(|j| self.id_at(first + (index * size + j) as u128)).collect())
+            .map(|index| (0..size).map(|j| self.id_at(position(index, j))).collect())
             .collect();
-        StepSamples { epoch: epoch as u64, micro_batches }
+        let epoch_at = |position: u128| (position / u128::from(self.samples)) as u64;
+        let epochs = (0..self.micro_batches)
+            .map(|index| (0..size).map(|j| epoch_at(position(index, j))).collect())
+            .collect();
+        StepSamples { epoch: epoch as u64, micro_batches, epochs }
     }
 
     /// The sample id at one position of the stream of epochs.

@@ -26,6 +26,7 @@ fn the_order_is_pinned() {
             vec![u64::from(PINNED[0][8]), u64::from(PINNED[0][9])],
             vec![u64::from(PINNED[1][0]), u64::from(PINNED[1][1])],
         ],
+        epochs: vec![vec![0, 0], vec![1, 1]],
     };
     assert_eq!(sampler.step(3), third, "a step may straddle two epochs");
     assert_eq!(sampler.step(4).epoch, 1);
@@ -121,7 +122,14 @@ fn all_orders_are_equally_likely() {
 
 #[test]
 fn extremes_work() {
-    assert_eq!(sampler(1, 1, 2, 3).step(4), StepSamples { epoch: 18, micro_batches: vec![vec![0; 3]; 2] });
+    assert_eq!(
+        sampler(1, 1, 2, 3).step(4),
+        StepSamples {
+            epoch: 18,
+            micro_batches: vec![vec![0; 3]; 2],
+            epochs: vec![vec![18, 19, 20], vec![21, 22, 23]],
+        }
+    );
     let mut few = sampler(1, 2, 4, 4).step(u64::MAX).micro_batches.concat();
     few.sort_unstable();
     assert_eq!(few, [vec![0; 8], vec![1; 8]].concat());

@@ -2,60 +2,14 @@
 //! context`, the first `context` of them as inputs and the last as targets.
 
 use std::borrow::Cow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lockstep_record::DataInfo;
 
-use super::source::{self, SourceError};
-use super::tokenizer::{Tokenizer, TokenizerError};
+use super::corpus::{Corpus, DataError, Inputs, Samples, Split, train_part};
+use super::source;
+use super::tokenizer::Tokenizer;
 use crate::config::schema::{Data, TokenizerKind};
-
-/// Why a text cannot be trained on.
-#[derive(Debug, thiserror::Error)]
-pub enum DataError {
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    #[error(
-        "the text {} is not UTF-8 at byte {offset} (line {line}), which tokenizer bpe needs: correct it, or set \
-         data.tokenizer to bytes",
-        path.display()
-    )]
-    NotUtf8 { path: PathBuf, offset: usize, line: usize },
-    #[error(
-        "the text {} is too short: its train part has {tokens} tokens, and one sample of model.context {context} \
-         needs {needed}; use a longer text, a smaller model.context or a smaller data.validation_fraction",
-        path.display()
-    )]
-    TooShort { path: PathBuf, tokens: usize, context: usize, needed: usize },
-    #[error("data.validation_fraction is {0}: it must be at least 0 and below 1")]
-    ValidationFraction(f64),
-    #[error("model.context is 0: a sample needs at least one token")]
-    NoContext,
-    #[error("data.max_samples is 0: set it to null to use all samples")]
-    NoSamples,
-    #[error("sample {id} of the {split} split does not exist: there are {samples}")]
-    NoSuchSample { split: Split, id: u64, samples: u64 },
-}
-
-/// A part of the text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Split {
-    /// The first part.
-    Train,
-    /// The last part, never trained on.
-    Validation,
-}
-
-impl std::fmt::Display for Split {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(match self {
-            Split::Train => "train",
-            Split::Validation => "validation",
-        })
-    }
-}
 
 /// Tokens in as few bytes as their tokenizer allows.
 #[derive(Debug)]
@@ -82,7 +36,7 @@ impl Tokens {
 
 /// A tokenized text in memory, the same on every rank.
 #[derive(Debug)]
-pub struct Corpus {
+pub struct Text {
     tokens: Tokens,
     /// Tokens before the validation part.
     train_tokens: usize,
@@ -95,7 +49,7 @@ pub struct Corpus {
     warnings: Vec<String>,
 }
 
-impl Corpus {
+impl Text {
     /// Reads and tokenizes the text, and learns its tokenizer first if need be. Samples have `context` tokens.
     pub fn load(data: &Data, context: usize) -> Result<Self, DataError> {
         check(data, context)?;
@@ -138,6 +92,7 @@ impl Corpus {
     }
 
     /// Number of tokens that there are: what the model's embedding is made for.
+    #[cfg(test)]
     pub fn vocabulary(&self) -> usize {
         self.tokenizer.vocabulary()
     }
@@ -161,23 +116,6 @@ impl Corpus {
         Ok(())
     }
 
-    /// What the run record says about the data.
-    pub fn info(&self) -> DataInfo {
-        DataInfo {
-            digest: self.digest.clone(),
-            tokenizer: self.tokenizer.name().into(),
-            tokenizer_digest: self.tokenizer.digest().into(),
-            vocabulary: self.tokenizer.vocabulary() as u64,
-            train_samples: self.train_samples,
-            validation_samples: self.validation_samples,
-        }
-    }
-
-    /// What the user should know although the training can go on.
-    pub fn warnings(&self) -> &[String] {
-        &self.warnings
-    }
-
     /// Where a sample's tokens start.
     fn start(&self, split: Split, id: u64) -> Result<usize, DataError> {
         let samples = self.samples(split);
@@ -192,6 +130,40 @@ impl Corpus {
     }
 }
 
+impl Corpus for Text {
+    fn info(&self) -> DataInfo {
+        DataInfo {
+            digest: self.digest.clone(),
+            tokenizer: self.tokenizer.name().into(),
+            tokenizer_digest: self.tokenizer.digest().into(),
+            vocabulary: self.tokenizer.vocabulary() as u64,
+            train_samples: self.train_samples,
+            validation_samples: self.validation_samples,
+        }
+    }
+
+    fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Every token of a sample predicts the next one.
+    fn targets_per_sample(&self) -> usize {
+        self.context
+    }
+
+    fn batch(&self, split: Split, ids: &[u64], _: Option<&[u64]>) -> Result<Samples, DataError> {
+        let (mut inputs, mut targets) = (Vec::new(), Vec::new());
+        self.fill(split, ids, &mut inputs, &mut targets)?;
+        let shape = vec![ids.len() as i64, self.context as i64];
+        Ok(Samples {
+            inputs: Inputs::Tokens(inputs),
+            input_shape: shape.clone(),
+            targets,
+            target_shape: shape,
+        })
+    }
+}
+
 fn check(data: &Data, context: usize) -> Result<(), DataError> {
     if !(0.0..1.0).contains(&data.validation_fraction) {
         return Err(DataError::ValidationFraction(data.validation_fraction));
@@ -200,11 +172,6 @@ fn check(data: &Data, context: usize) -> Result<(), DataError> {
         return Err(DataError::NoContext);
     }
     if data.max_samples == Some(0) { Err(DataError::NoSamples) } else { Ok(()) }
-}
-
-/// How many of `length` tokens or bytes come before the validation part.
-fn train_part(length: usize, validation_fraction: f64) -> usize {
-    (((length as f64) * (1.0 - validation_fraction)).floor() as usize).min(length)
 }
 
 /// Windows of `context` tokens that have a next token each.

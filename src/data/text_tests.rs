@@ -15,10 +15,11 @@ fn data(folder: &tempfile::TempDir, text: &[u8]) -> Data {
         cache_dir: folder.path().join("cache"),
         validation_fraction: 0.1,
         max_samples: None,
+        augment: false,
     }
 }
 
-fn filled(corpus: &Corpus, split: Split, ids: &[u64]) -> (Vec<i64>, Vec<i64>) {
+fn filled(corpus: &Text, split: Split, ids: &[u64]) -> (Vec<i64>, Vec<i64>) {
     let (mut inputs, mut targets) = (vec![-1], vec![-1]);
     corpus.fill(split, ids, &mut inputs, &mut targets).unwrap();
     (inputs, targets)
@@ -27,7 +28,7 @@ fn filled(corpus: &Corpus, split: Split, ids: &[u64]) -> (Vec<i64>, Vec<i64>) {
 #[test]
 fn samples_are_windows_and_targets_the_next_tokens() {
     let folder = tempfile::tempdir().unwrap();
-    let corpus = Corpus::load(&data(&folder, b"abcdefghijklmnopqrst"), 4).unwrap();
+    let corpus = Text::load(&data(&folder, b"abcdefghijklmnopqrst"), 4).unwrap();
     // 18 tokens to train on: windows 0..=4, 4..=8, 8..=12 and 12..=16. Two for validation.
     assert_eq!((corpus.samples(Split::Train), corpus.samples(Split::Validation)), (4, 0));
     assert_eq!(corpus.warnings().len(), 1);
@@ -41,15 +42,15 @@ fn samples_are_windows_and_targets_the_next_tokens() {
 fn validation_begins_where_training_ends() {
     let folder = tempfile::tempdir().unwrap();
     let half = Data { validation_fraction: 0.5, ..data(&folder, b"abcdefghijklmnopqrst") };
-    let corpus = Corpus::load(&half, 4).unwrap();
+    let corpus = Text::load(&half, 4).unwrap();
     assert_eq!((corpus.samples(Split::Train), corpus.samples(Split::Validation)), (2, 2));
     assert_eq!(filled(&corpus, Split::Validation, &[1]).1, b"pqrs".map(i64::from));
     let all = Data { validation_fraction: 0.0, ..half.clone() };
-    let corpus = Corpus::load(&all, 4).unwrap();
+    let corpus = Text::load(&all, 4).unwrap();
     assert_eq!((corpus.samples(Split::Train), corpus.samples(Split::Validation)), (4, 0));
     assert!(corpus.warnings().is_empty());
     let few = Data { max_samples: Some(1), ..half };
-    let corpus = Corpus::load(&few, 4).unwrap();
+    let corpus = Text::load(&few, 4).unwrap();
     assert_eq!((corpus.samples(Split::Train), corpus.samples(Split::Validation)), (1, 2));
 }
 
@@ -57,7 +58,7 @@ fn validation_begins_where_training_ends() {
 fn the_embedded_text_and_what_is_recorded_of_it() {
     let folder = tempfile::tempdir().unwrap();
     let embedded = Data { path: "embedded:shakespeare".into(), ..data(&folder, b"") };
-    let info = Corpus::load(&embedded, 64).unwrap().info();
+    let info = Text::load(&embedded, 64).unwrap().info();
     let text = include_bytes!("../../data/shakespeare.txt");
     assert_eq!(info.digest, blake3::hash(text).to_string());
     assert_eq!((&info.tokenizer[..], info.vocabulary), ("bytes", 256));
@@ -69,7 +70,7 @@ fn the_embedded_text_and_what_is_recorded_of_it() {
 #[test]
 fn a_sample_that_does_not_exist_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
-    let corpus = Corpus::load(&data(&folder, &[b'x'; 100]), 10).unwrap();
+    let corpus = Text::load(&data(&folder, &[b'x'; 100]), 10).unwrap();
     for (split, id) in [(Split::Train, 8), (Split::Train, u64::MAX), (Split::Validation, 0)] {
         let error =
             corpus.fill(split, &[0, id][(split == Split::Validation) as usize..], &mut vec![], &mut vec![]);
@@ -82,7 +83,7 @@ fn bpe_is_learned_from_the_train_part_and_covers_the_rest() {
     let folder = tempfile::tempdir().unwrap();
     let text = [&b"train part. ".repeat(75)[..], &"Prüfung ".repeat(11).into_bytes()].concat();
     let bpe = Data { tokenizer: TokenizerKind::Bpe, ..data(&folder, &text) };
-    let corpus = Corpus::load(&bpe, 2).unwrap();
+    let corpus = Text::load(&bpe, 2).unwrap();
     assert!(corpus.warnings()[0].contains("data.vocabulary is 300"), "{:?}", corpus.warnings());
     assert_eq!(corpus.info().tokenizer, "bpe");
     assert_eq!(corpus.info().vocabulary, corpus.vocabulary() as u64);
@@ -94,7 +95,7 @@ fn bpe_is_learned_from_the_train_part_and_covers_the_rest() {
 
     // Another validation part, the same train part: the same tokenizer.
     let other = [&text[..text.len() - 9], &b"Anderes. "[..]].concat();
-    let other = Corpus::load(&Data { tokenizer: TokenizerKind::Bpe, ..data(&folder, &other) }, 2).unwrap();
+    let other = Text::load(&Data { tokenizer: TokenizerKind::Bpe, ..data(&folder, &other) }, 2).unwrap();
     assert_eq!(other.info().tokenizer_digest, corpus.info().tokenizer_digest);
     assert_ne!(other.info().digest, corpus.info().digest);
 }
@@ -127,10 +128,10 @@ fn what_cannot_be_trained_on_is_named_with_the_remedy() {
         if data.vocabulary == 12 {
             std::fs::write(folder.path().join("text"), b"text").unwrap();
         }
-        let message = Corpus::load(&data, context).unwrap_err().to_string();
+        let message = Text::load(&data, context).unwrap_err().to_string();
         assert!(message.contains(expected), "{message}");
     }
-    assert!(Corpus::load(&good, 26).is_err(), "the file now has another text");
+    assert!(Text::load(&good, 26).is_err(), "the file now has another text");
 }
 
 proptest! {
@@ -140,7 +141,7 @@ proptest! {
         let text: Vec<u8> = (0..length).map(|i| (i % 251) as u8).collect();
         let train = train_part(length, fraction);
         prop_assert!(train <= length);
-        match Corpus::load(&Data { validation_fraction: fraction, ..data(&folder, &text) }, context) {
+        match Text::load(&Data { validation_fraction: fraction, ..data(&folder, &text) }, context) {
             Err(error) => prop_assert!(train <= context, "{}", error),
             Ok(corpus) => {
                 let count = corpus.samples(Split::Train);

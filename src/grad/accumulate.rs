@@ -1,7 +1,7 @@
 //! A rank's own micro-batches: their gradients arrive one parameter at a time and are added up along the tree.
 
 use super::flat::{self, Flat};
-use super::layout::Layout;
+use super::layout::{Bucket, Layout};
 use super::tree::{Accumulation, LeafPlan};
 use std::ops::Range;
 
@@ -78,9 +78,11 @@ impl Accumulator {
     pub fn new(plan: Accumulation, layout: &Layout) -> Self {
         let held = plan.partials.len();
         let buffers = |elements| (0..plan.slots).map(|_| Flat::zeros(elements)).collect();
-        let sums = |elements| PartialSums { slots: buffers(elements), held };
+        // A frozen bucket has no gradient.
+        let elements = |bucket: &Bucket| if bucket.frozen { 0 } else { bucket.elements };
+        let sums = |bucket: &Bucket| PartialSums { slots: buffers(elements(bucket)), held };
         Self {
-            buckets: layout.buckets.iter().map(|bucket| sums(bucket.elements)).collect(),
+            buckets: layout.buckets.iter().map(sums).collect(),
             leaf: 0,
             missing: Vec::new(),
             missing_in: Vec::new(),
@@ -91,7 +93,7 @@ impl Accumulator {
     /// Starts with the `leaf`-th of this rank's micro-batches.
     pub fn begin(&mut self, layout: &Layout, leaf: usize) {
         self.leaf = leaf;
-        self.missing = vec![true; layout.parameters.len()];
+        self.missing = (0..layout.parameters.len()).map(|index| !layout.is_frozen(index)).collect();
         self.missing_in = layout.buckets.iter().map(|bucket| bucket.parameters.len()).collect();
     }
 
@@ -111,9 +113,9 @@ impl Accumulator {
         complete
     }
 
-    /// The parameters whose gradient has not come.
-    pub fn missing(&self) -> impl Iterator<Item = usize> {
-        self.missing.iter().enumerate().filter_map(|(index, &missing)| missing.then_some(index))
+    /// The trained parameters whose gradient has not come.
+    pub fn missing(&self) -> Vec<usize> {
+        (0..self.missing.len()).filter(|&index| self.missing[index]).collect()
     }
 
     /// Whether the leaf is this rank's last of the step: complete buckets may go.
@@ -144,12 +146,12 @@ impl Accumulator {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grad::layout::{Capacity, ParameterSpec};
+    use crate::grad::layout::ParameterSpec;
 
     fn layout() -> Layout {
         let spec = |name: &str, shape: &[i64]| ParameterSpec { name: name.into(), shape: shape.into() };
         let specs = vec![spec("a", &[4, 2]), spec("b", &[3]), spec("c", &[2, 2])];
-        Layout::plan(specs, &[2, 1, 0], Capacity { bucket: 1 << 20, edge: 1 << 20 })
+        Layout::simple(specs, 1 << 20)
     }
 
     #[test]
@@ -159,10 +161,10 @@ mod tests {
         for leaf in 0..2 {
             accumulator.begin(&layout, leaf);
             assert!(!accumulator.add(&layout, 2, &[1.0; 4]));
-            assert_eq!(accumulator.missing().collect::<Vec<_>>(), [0, 1]);
+            assert_eq!(accumulator.missing(), [0, 1]);
             assert!(accumulator.add(&layout, 1, &[1.0; 3]));
             assert!(accumulator.add(&layout, 0, &[0.5; 8]));
-            assert_eq!(accumulator.missing().count(), 0);
+            assert!(accumulator.missing().is_empty());
             assert_eq!(accumulator.is_last(), leaf == 1);
         }
         let slot = &layout.slots[0];

@@ -78,7 +78,7 @@ impl Exchange {
         let places = received.chunks_exact_mut(mine.len().max(1));
         let mut recvs: Vec<Incoming> =
             from.zip(places).map(|(from, place)| Incoming { from, bytes: bytes_mut(place) }).collect();
-        comm.exchange(&nonempty(sends), &mut recvs)
+        comm.exchange("reduce-scatter", &nonempty(sends), &mut recvs)
     }
 
     /// Adds all ranks' subtrees of this rank's shard along the tree: its own in place, the others' as [`Exchange::swap`]
@@ -136,5 +136,5 @@ pub fn all_gather<T: Element>(
     let mut recvs: Vec<Incoming> =
         others.map(|(from, part)| Incoming { from, bytes: bytes_mut(part) }).collect();
     recvs.retain(|recv| !recv.bytes.is_empty());
-    comm.exchange(&nonempty(sends.collect()), &mut recvs)
+    comm.exchange("all-gather", &nonempty(sends.collect()), &mut recvs)
 }

@@ -24,12 +24,19 @@ impl Flat {
     }
 
     pub fn as_slice(&self) -> &[f32] {
+        // An empty tensor's pointer is null, which no slice may have.
+        if self.is_empty() {
+            return &[];
+        }
         // SAFETY: contiguous fp32 on the CPU (made by `zeros`, never resized); no view of it is written to while
         // this borrow lives, since all writes go through `&mut self` or through libtorch calls between borrows.
         unsafe { std::slice::from_raw_parts(self.0.data_ptr().cast(), self.len()) }
     }
 
     pub fn as_mut_slice(&mut self) -> &mut [f32] {
+        if self.is_empty() {
+            return &mut [];
+        }
         // SAFETY: as above, and `&mut self` excludes other borrows.
         unsafe { std::slice::from_raw_parts_mut(self.0.data_ptr().cast(), self.len()) }
     }
@@ -90,4 +97,17 @@ pub fn bytes<T: Element>(values: &[T]) -> &[u8] {
 pub fn bytes_mut<T: Element>(values: &mut [T]) -> &mut [u8] {
     // SAFETY: as above.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Frozen buckets and empty shards: in a debug build a slice from their null pointer would abort.
+    #[test]
+    fn an_empty_buffer_has_empty_slices() {
+        let mut flat = Flat::zeros(0);
+        assert!(flat.as_slice().is_empty() && flat.as_mut_slice().is_empty());
+        assert_eq!(flat.view(0..0).numel(), 0);
+    }
 }

@@ -56,6 +56,8 @@ pub struct Bucket {
     pub elements: usize,
     /// Whether its parameters decay: one update call serves a whole bucket.
     pub decays: bool,
+    /// Whether its parameters are not trained: there is no gradient of it, nothing to reduce and no optimizer state.
+    pub frozen: bool,
     /// Indices of its parameters, in order of offset.
     pub parameters: Vec<usize>,
 }
@@ -79,30 +81,32 @@ pub struct Capacity {
 impl Layout {
     /// Fills buckets with the parameters in the order in which their gradients become ready: `ready[i]` is the index
     /// of the i-th. A parameter that is larger than a bucket gets one of its own. Buckets stand in the order in which
-    /// their last gradient becomes ready.
+    /// their last gradient becomes ready; those of parameters that are `frozen` come after all others.
     ///
     /// # Panics
     /// If `ready` is not a permutation of the parameters.
-    pub fn plan(parameters: Vec<ParameterSpec>, ready: &[usize], capacity: Capacity) -> Self {
+    pub fn plan(
+        parameters: Vec<ParameterSpec>,
+        frozen: &[bool],
+        ready: &[usize],
+        capacity: Capacity,
+    ) -> Self {
         let mut seen = vec![false; parameters.len()];
         ready.iter().for_each(|&index| assert!(!std::mem::replace(&mut seen[index], true), "{index} twice"));
         assert_eq!(ready.len(), parameters.len());
+        let bytes = |index: usize| padded(&parameters[index]) * size_of::<f32>();
         let mut groups = Vec::new();
-        for decays in [false, true] {
-            let of_kind = |&&index: &&usize| parameters[index].decays() == decays;
+        for kind in [(false, false), (false, true), (true, false), (true, true)] {
+            let of_kind = |&&index: &&usize| (frozen[index], parameters[index].decays()) == kind;
             let order: Vec<usize> = ready.iter().filter(of_kind).copied().collect();
-            groups.extend(groups_of(
-                &order,
-                &|index| padded(&parameters[index]) * size_of::<f32>(),
-                capacity,
-            ));
+            groups.extend(groups_of(&order, &bytes, capacity));
         }
         let position = |index: usize| ready.iter().position(|&other| other == index);
-        groups.sort_by_key(|group| group.last().map(|&index| position(index)));
-        Self::of_groups(parameters, groups)
+        groups.sort_by_key(|group| group.last().map(|&index| (frozen[index], position(index))));
+        Self::of_groups(parameters, frozen, groups)
     }
 
-    fn of_groups(parameters: Vec<ParameterSpec>, groups: Vec<Vec<usize>>) -> Self {
+    fn of_groups(parameters: Vec<ParameterSpec>, frozen: &[bool], groups: Vec<Vec<usize>>) -> Self {
         let mut slots = vec![Slot { bucket: 0, offset: 0, elements: 0 }; parameters.len()];
         let mut buckets = Vec::new();
         for (bucket, group) in groups.into_iter().enumerate() {
@@ -111,7 +115,8 @@ impl Layout {
                 slots[index] = Slot { bucket, offset: elements, elements: parameters[index].elements() };
                 elements += padded(&parameters[index]);
             }
-            buckets.push(Bucket { elements, decays: parameters[group[0]].decays(), parameters: group });
+            let (decays, frozen) = (parameters[group[0]].decays(), frozen[group[0]]);
+            buckets.push(Bucket { elements, decays, frozen, parameters: group });
         }
         Self { parameters, slots, buckets }
     }
@@ -119,6 +124,20 @@ impl Layout {
     /// Parameters of the model, without padding.
     pub fn elements(&self) -> usize {
         self.slots.iter().map(|slot| slot.elements).sum()
+    }
+
+    pub fn is_frozen(&self, parameter: usize) -> bool {
+        self.buckets[self.slots[parameter].bucket].frozen
+    }
+
+    /// The parameters that are trained, in the model's order.
+    pub fn trained(&self) -> impl Iterator<Item = usize> {
+        (0..self.parameters.len()).filter(|&parameter| !self.is_frozen(parameter))
+    }
+
+    /// Buckets with a gradient: the first ones.
+    pub fn trained_buckets(&self) -> usize {
+        self.buckets.iter().filter(|bucket| !bucket.frozen).count()
     }
 
     /// What of each parameter lies in `ranges[bucket]`, in the order of the buckets, without padding.
@@ -171,6 +190,16 @@ fn groups_of(order: &[usize], bytes: &dyn Fn(usize) -> usize, capacity: Capacity
     groups
 }
 
+#[cfg(test)]
+impl Layout {
+    /// Nothing frozen, the last parameter ready first, all buckets of one capacity.
+    pub fn simple(parameters: Vec<ParameterSpec>, bucket_bytes: usize) -> Self {
+        let (count, capacity) = (parameters.len(), Capacity { bucket: bucket_bytes, edge: bucket_bytes });
+        let ready: Vec<usize> = (0..count).rev().collect();
+        Self::plan(parameters, &vec![false; count], &ready, capacity)
+    }
+}
+
 /// The part of one parameter that lies in a range of its bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
@@ -213,7 +242,7 @@ mod tests {
         ) {
             let mut ready: Vec<usize> = (0..shapes.len()).collect();
             ready.sort_by_key(|&index| (index as u64 + 1).wrapping_mul(shuffle | 1));
-            let layout = Layout::plan(specs(&shapes), &ready, capacity(bucket, edge));
+            let layout = Layout::plan(specs(&shapes), &vec![false; shapes.len()], &ready, capacity(bucket, edge));
             for (index, bucket_plan) in layout.buckets.iter().enumerate() {
                 prop_assert_eq!(bucket_plan.elements % BLOCK_ELEMENTS, 0);
                 let mut end = 0;
@@ -245,23 +274,42 @@ mod tests {
             shapes in prop::collection::vec(prop::collection::vec(1i64..60, 1..3), 1..20), edge in 1usize..9_000,
         ) {
             let ready: Vec<usize> = (0..shapes.len()).rev().collect();
-            let layout = Layout::plan(specs(&shapes), &ready, capacity(40_000, edge));
+            let layout = Layout::plan(specs(&shapes), &vec![false; shapes.len()], &ready, capacity(40_000, edge));
             let complete = |bucket: &Bucket| bucket.parameters.iter().map(|&index| shapes.len() - index).max();
             prop_assert!(layout.buckets.iter().map(complete).is_sorted());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn frozen_parameters_share_no_bucket_with_trained_ones(
+            shapes in prop::collection::vec((prop::collection::vec(1i64..90, 1..3), any::<bool>()), 1..20),
+            bucket_bytes in 1usize..200_000,
+        ) {
+            let (shapes, frozen): (Vec<_>, Vec<_>) = shapes.into_iter().unzip();
+            let ready: Vec<usize> = (0..shapes.len()).collect();
+            let layout = Layout::plan(specs(&shapes), &frozen, &ready, capacity(bucket_bytes, 4096));
+            prop_assert!(layout.buckets[..layout.trained_buckets()].iter().all(|bucket| !bucket.frozen));
+            for bucket in &layout.buckets {
+                prop_assert!(bucket.parameters.iter().all(|&parameter| frozen[parameter] == bucket.frozen));
+            }
+            let trained: Vec<usize> = (0..frozen.len()).filter(|&parameter| !frozen[parameter]).collect();
+            prop_assert_eq!(layout.trained().collect::<Vec<_>>(), trained);
         }
     }
 
     #[test]
     fn a_parameter_larger_than_a_bucket_gets_its_own() {
         let shapes = [vec![8, 8], vec![4096, 2], vec![8, 8]];
-        let layout = Layout::plan(specs(&shapes), &[2, 1, 0], capacity(8192, 8192));
+        let layout = Layout::simple(specs(&shapes), 8192);
         assert_eq!(layout.buckets.iter().map(|b| b.elements).collect::<Vec<_>>(), [1024, 8192, 1024]);
     }
 
     #[test]
     fn the_first_and_the_last_bucket_are_small() {
         let ready: Vec<usize> = (0..10).collect();
-        let layout = Layout::plan(specs(&vec![vec![32, 32]; 10]), &ready, capacity(4 * 4096, 4096));
+        let layout =
+            Layout::plan(specs(&vec![vec![32, 32]; 10]), &[false; 10], &ready, capacity(4 * 4096, 4096));
         let sizes: Vec<usize> = layout.buckets.iter().map(|bucket| bucket.parameters.len()).collect();
         assert_eq!(sizes, [1, 4, 4, 1]);
     }

@@ -6,3 +6,4 @@ pub mod flat;
 pub mod layout;
 pub mod norm;
 pub mod tree;
+pub mod unused;

@@ -70,7 +70,7 @@ pub fn scale(bucket: &mut [f32], shard: &Range<usize>, coefficient: f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grad::layout::{Capacity, ParameterSpec};
+    use crate::grad::layout::ParameterSpec;
     use approx::assert_relative_eq;
     use proptest::prelude::*;
 
@@ -78,7 +78,7 @@ mod tests {
     fn it_is_the_norm() {
         let specs = [("a", vec![3, 700]), ("b", vec![50])];
         let specs = specs.map(|(name, shape)| ParameterSpec { name: name.into(), shape });
-        let layout = Layout::plan(specs.to_vec(), &[1, 0], Capacity { bucket: 1 << 20, edge: 1 << 20 });
+        let layout = Layout::simple(specs.to_vec(), 1 << 20);
         let buckets: Vec<Vec<f32>> = layout.buckets.iter().map(|b| vec![0.0; b.elements]).collect();
         let mut filled = buckets.clone();
         for slot in &layout.slots {

@@ -36,7 +36,10 @@ impl From<ConfigError> for Failure {
 
 impl From<CommError> for Failure {
     fn from(error: CommError) -> Self {
-        Self::alone(exit::INTERNAL, error)
+        match error {
+            CommError::Mismatch { .. } => Self::shared(exit::INTERNAL, error),
+            CommError::Failed { .. } | CommError::TooLarge { .. } => Self::alone(exit::INTERNAL, error),
+        }
     }
 }
 

@@ -70,10 +70,8 @@ pub fn join(parallel: &Parallel, env: Env) -> Result<Box<dyn Comm>, Failure> {
         Choice::Solo => Box::new(SoloComm),
         Choice::Mpi => {
             let timeout = Duration::from_secs_f64(parallel.timeout_s);
-            Box::new(
-                MpiComm::start(timeout, parallel.mpi_threads)
-                    .map_err(|error| Failure::alone(exit::BOOTSTRAP, error))?,
-            )
+            let comm = MpiComm::start(timeout, parallel.mpi_threads, parallel.check_collectives);
+            Box::new(comm.map_err(|error| Failure::alone(exit::BOOTSTRAP, error))?)
         }
     };
     cross_check(comm.size(), comm.name(), claim(env))

@@ -49,9 +49,20 @@ impl Fingerprint {
     }
 }
 
-/// Fingerprints of every parameter in buffers that this rank holds whole.
-fn fingerprints<'b>(layout: &Layout, buffer: &dyn Fn(usize) -> &'b Flat) -> Vec<Fingerprint> {
-    layout.slots.iter().map(|slot| Fingerprint::of(&buffer(slot.bucket).as_slice()[slot.range()])).collect()
+/// The parameters that lie in buffers: where a bucket's buffer is empty, its parameters are frozen and have no such
+/// tensor.
+fn present<'b>(layout: &Layout, buffer: &dyn Fn(usize) -> &'b Flat) -> Vec<usize> {
+    (0..layout.parameters.len()).filter(|&index| !buffer(layout.slots[index].bucket).is_empty()).collect()
+}
+
+/// Fingerprints of parameters in buffers that this rank holds whole.
+fn fingerprints<'b>(
+    layout: &Layout,
+    buffer: &dyn Fn(usize) -> &'b Flat,
+    parameters: &[usize],
+) -> Vec<Fingerprint> {
+    let slots = parameters.iter().map(|&parameter| &layout.slots[parameter]);
+    slots.map(|slot| Fingerprint::of(&buffer(slot.bucket).as_slice()[slot.range()])).collect()
 }
 
 fn encode(entries: impl IntoIterator<Item = (Digest, u64)>) -> Vec<u8> {
@@ -77,11 +88,13 @@ pub fn replicas<'b>(
     prefix: &str,
     buffer: &dyn Fn(usize) -> &'b Flat,
 ) -> Result<Vec<DigestLine>, CommError> {
-    let mine = fingerprints(layout, buffer);
+    let parameters = present(layout, buffer);
+    let mine = fingerprints(layout, buffer, &parameters);
     let messages = comm.all_gather_bytes(&encode(mine.iter().map(|print| (print.digest, print.norm))))?;
     let ranks: Vec<Vec<_>> = messages.iter().map(|message| decode(message).collect()).collect();
     let mut lines = Vec::new();
-    for (index, parameter) in layout.parameters.iter().enumerate() {
+    for (index, &parameter) in parameters.iter().enumerate() {
+        let parameter = &layout.parameters[parameter];
         let mut holders: BTreeMap<Fingerprint, Vec<u32>> = BTreeMap::new();
         for (rank, entries) in ranks.iter().enumerate() {
             if let Some(&(digest, norm)) = entries.get(index) {
@@ -135,10 +148,12 @@ pub fn shards(
         let line = print.line(step, phase, format!("{prefix}{}", layout.parameters[parameter].name));
         DigestLine { ranks: everyone.clone(), sharded: comm.size() > 1, ..line }
     };
-    Ok(parts.into_iter().enumerate().map(line).collect())
+    // Frozen parameters have no part.
+    let held = parts.into_iter().enumerate().filter(|(_, parts)| !parts.is_empty());
+    Ok(held.map(line).collect())
 }
 
-/// Lines for each micro-batch's own gradient; `mine` holds this rank's, one entry a parameter, and `first` says
+/// Lines for each micro-batch's own gradient; `mine` holds this rank's, one entry a trained parameter, and `first` says
 /// which micro-batch each rank's first one is.
 pub fn local_gradients(
     comm: &dyn Comm,
@@ -149,11 +164,12 @@ pub fn local_gradients(
 ) -> Result<Vec<DigestLine>, CommError> {
     let messages =
         comm.all_gather_bytes(&encode(mine.iter().flatten().map(|print| (print.digest, print.norm))))?;
+    let trained: Vec<usize> = layout.trained().collect();
     let mut lines = Vec::new();
     for (rank, message) in messages.iter().enumerate() {
         for (index, (digest, norm)) in decode(message).enumerate() {
-            let micro_batch = first(rank) + index / layout.parameters.len();
-            let name = layout.parameters[index % layout.parameters.len()].name.clone();
+            let micro_batch = first(rank) + index / trained.len();
+            let name = layout.parameters[trained[index % trained.len()]].name.clone();
             let line = Fingerprint { digest, norm }.line(step, Phase::LocalGradient, name);
             let ranks = vec![(rank as u32, rank as u32)];
             lines.push(DigestLine { micro_batch: Some(micro_batch as u32), ranks, ..line });
@@ -167,12 +183,12 @@ mod tests {
     use super::*;
     use crate::comm::SoloComm;
     use crate::grad::flat;
-    use crate::grad::layout::{Capacity, ParameterSpec};
+    use crate::grad::layout::ParameterSpec;
 
     fn layout() -> Layout {
         let spec = |name: &str, shape: &[i64]| ParameterSpec { name: name.into(), shape: shape.into() };
         let specs = vec![spec("a", &[70, 50]), spec("b", &[30])];
-        Layout::plan(specs, &[1, 0], Capacity { bucket: 1 << 20, edge: 1 << 20 })
+        Layout::simple(specs, 1 << 20)
     }
 
     #[test]

@@ -29,6 +29,12 @@ impl Dropout {
             .fill_keep_mask(1.0 - self.probability, &mut factors);
         input.f_mul(&Tensor::f_from_slice(&factors)?.f_view(input.size().as_slice())?)
     }
+
+    /// Whether this micro-batch skips a layer that is skipped with this probability (LayerDrop: Fan et al. 2019).
+    pub fn skips_layer(&self, layer: usize, probability: f64) -> bool {
+        let stream = Stream::layer_drop(self.seed, layer as u32, self.micro_batch as u32, self.step as u32);
+        probability > 0.0 && stream.uniform_f64(0) < probability
+    }
 }
 
 #[cfg(test)]
@@ -48,6 +54,20 @@ mod tests {
         assert!(others.iter().all(|&other| mask(other, 0) != mask(base, 0)));
         assert_ne!(mask(base, 1), mask(base, 0));
         assert_eq!(mask(Dropout { rank: 5, ..base }, 0), mask(base, 0));
+    }
+
+    #[test]
+    fn layers_are_skipped_at_their_rate_and_by_micro_batch() {
+        let base = Dropout { probability: 0.0, seed: 1, step: 2, micro_batch: 3, rank: 0 };
+        let skipped = |rank: usize| -> Vec<bool> {
+            let key =
+                |index: usize| Dropout { step: 1 + index as u64 / 8, micro_batch: index % 8, rank, ..base };
+            (0..4000).map(|index| key(index).skips_layer(index % 3, 0.3)).collect()
+        };
+        let rate = skipped(0).iter().filter(|&&skipped| skipped).count() as f64 / 4000.0;
+        assert!((rate - 0.3).abs() < 0.03, "{rate}");
+        assert_eq!(skipped(5), skipped(0));
+        assert!((0..1000).all(|layer| !base.skips_layer(layer, 0.0)));
     }
 
     #[test]

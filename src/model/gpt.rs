@@ -2,12 +2,15 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::reader::Reader;
 use super::{Dropout, Initial, MicroBatch, Model, Weights};
 use crate::config::schema::{self, Positions};
 use crate::grad::layout::ParameterSpec;
 
 /// LayerNorm's term against division by zero, as in GPT-2.
 const NORM_EPS: f64 = 1e-5;
+/// Tensors in a block: two norms and four linear layers, each with weight and bias.
+const BLOCK_PARAMETERS: usize = 12;
 /// Standard deviation of initial weights, as in GPT-2.
 const INITIAL_STD: f64 = 0.02;
 /// Base of the rotary frequencies (Su et al. 2021).
@@ -21,24 +24,14 @@ pub struct Gpt {
     width: i64,
     context: i64,
     vocabulary: i64,
-    /// None for rotary positions.
+    /// Probability that a micro-batch skips a block in training.
+    layer_drop: f64,
     learned_positions: bool,
     /// cos and sin, each `context × head width`, when rotary.
     rotary: Option<(Tensor, Tensor)>,
 }
 
-/// Hands out parameters in the order in which [`Gpt::parameters`] lists them.
-struct Reader<'a> {
-    weights: &'a dyn Weights,
-    next: usize,
-}
-
-impl<'a> Reader<'a> {
-    fn next(&mut self) -> Result<&'a Tensor, TchError> {
-        self.next += 1;
-        self.weights.get(self.next - 1)
-    }
-
+impl Reader<'_> {
     /// y = x·w + b with w as `in × out`.
     fn linear(&mut self, input: &Tensor) -> Result<Tensor, TchError> {
         let (weight, bias) = (self.next()?, self.next()?);
@@ -65,6 +58,7 @@ impl Gpt {
             width: model.width as i64,
             context,
             vocabulary: vocabulary as i64,
+            layer_drop: model.layer_drop,
             learned_positions,
             rotary: (!learned_positions).then(|| rotary_table(context, head_width)),
         }
@@ -150,11 +144,15 @@ impl Model for Gpt {
             Some(dropout) if dropout.probability > 0.0 => dropout.apply(site, &x),
             _ => Ok(x),
         };
-        let mut reader = Reader { weights, next: 0 };
+        let mut reader = Reader::new(weights);
         let (x, tokens) = self.embed(&mut reader, &batch.inputs)?;
         let mut x = drop(0, x)?;
-        for layer in 0..self.layers as u32 {
-            x = self.block(&mut reader, x, 1 + 2 * layer, &drop)?;
+        for layer in 0..self.layers {
+            if dropout.is_some_and(|dropout| dropout.skips_layer(layer, self.layer_drop)) {
+                reader.skip(BLOCK_PARAMETERS);
+                continue;
+            }
+            x = self.block(&mut reader, x, 1 + 2 * layer as u32, &drop)?;
         }
         let x = reader.layer_norm(&x)?;
         let logits = x.f_view([-1, self.width])?.f_matmul(&tokens.f_transpose(0, 1)?)?;
@@ -181,82 +179,5 @@ fn rotate(x: &Tensor, (cos, sin): &(Tensor, Tensor)) -> Result<Tensor, TchError>
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn model(positions: Positions) -> Gpt {
-        let model = schema::Model {
-            kind: schema::ModelKind::Gpt,
-            layers: 2,
-            heads: 2,
-            width: 16,
-            context: 8,
-            dropout: 0.0,
-            positions,
-        };
-        Gpt::new(&model, 32)
-    }
-
-    fn filled(gpt: &Gpt) -> Vec<Tensor> {
-        tch::manual_seed(3);
-        let tensor = |(spec, _): &(ParameterSpec, Initial)| {
-            Tensor::randn(spec.shape.as_slice(), (Kind::Float, Device::Cpu)) * 0.1
-        };
-        gpt.parameters().iter().map(tensor).collect()
-    }
-
-    fn batch(tokens: &[i64]) -> MicroBatch {
-        let shifted: Vec<i64> = tokens.iter().map(|token| (token + 1) % 32).collect();
-        let tensor = |values: &[i64]| Tensor::from_slice(values).view([1, values.len() as i64]);
-        MicroBatch { inputs: tensor(tokens), targets: tensor(&shifted) }
-    }
-
-    #[test]
-    fn a_uniform_guess_costs_the_logarithm_of_the_vocabulary() {
-        let gpt = model(Positions::Learned);
-        let zeros: Vec<Tensor> = filled(&gpt).iter().map(Tensor::zeros_like).collect();
-        let loss =
-            gpt.loss(&zeros.as_slice(), &batch(&[1, 2, 3, 4, 5, 6, 7, 8]), None).unwrap().double_value(&[]);
-        approx::assert_relative_eq!(loss, 8.0 * 32f64.ln(), max_relative = 1e-5);
-    }
-
-    #[test]
-    fn positions_matter_with_both_kinds() {
-        for positions in [Positions::Learned, Positions::Rotary] {
-            let gpt = model(positions);
-            let parameters = filled(&gpt);
-            let loss = |tokens: &[i64]| {
-                let all = batch(tokens);
-                // Only the last token's target counts: its context is permuted.
-                let targets = Tensor::full([1, 8], -100, (Kind::Int64, Device::Cpu));
-                targets.get(0).get(7).copy_(&Tensor::from(5i64));
-                gpt.loss(&parameters.as_slice(), &MicroBatch { inputs: all.inputs, targets }, None)
-                    .unwrap()
-                    .double_value(&[])
-            };
-            assert_ne!(loss(&[1, 2, 3, 4, 5, 6, 7, 8]), loss(&[2, 1, 3, 4, 5, 6, 7, 8]), "{positions:?}");
-        }
-    }
-
-    #[test]
-    fn the_future_is_hidden() {
-        let gpt = model(Positions::Rotary);
-        let parameters = filled(&gpt);
-        let first_token_loss = |tokens: &[i64]| {
-            let inputs = batch(tokens).inputs;
-            let targets = Tensor::full([1, 8], -100, (Kind::Int64, Device::Cpu));
-            targets.get(0).get(0).copy_(&Tensor::from(5i64));
-            gpt.loss(&parameters.as_slice(), &MicroBatch { inputs, targets }, None).unwrap().double_value(&[])
-        };
-        assert_eq!(first_token_loss(&[1, 2, 3, 4, 5, 6, 7, 8]), first_token_loss(&[1, 9, 9, 9, 9, 9, 9, 9]));
-    }
-
-    #[test]
-    fn names_and_count_follow_gpt_2() {
-        let parameters = model(Positions::Learned).parameters();
-        assert_eq!(parameters.len(), 2 + 2 * 12 + 2);
-        assert_eq!(parameters[0].0.name, "wte.weight");
-        assert_eq!(parameters[12].0.name, "h.0.mlp.c_proj.weight");
-        assert_eq!(parameters[12].0.shape, [64, 16]);
-    }
-}
+#[path = "gpt_tests.rs"]
+mod tests;

@@ -3,17 +3,23 @@
 //! `docs/adding-a-model.md` walks through a new one.
 
 mod dropout;
+mod freeze;
 mod gpt;
+mod reader;
+mod resnet;
 
 use tch::Tensor;
 
 pub use dropout::Dropout;
+pub use freeze::{FreezeError, frozen};
 pub use gpt::Gpt;
+pub use resnet::Resnet;
 
 use crate::config::schema;
 use crate::grad::layout::ParameterSpec;
 
-/// One micro-batch of token ids: `micro_batch_size × context`, int64, targets shifted by one.
+/// One micro-batch. Of a text: token ids, `micro_batch_size × context`, int64, targets shifted by one. Of images:
+/// fp32 pixels, `micro_batch_size × 3 × 32 × 32`, and int64 classes.
 pub struct MicroBatch {
     pub inputs: Tensor,
     pub targets: Tensor,
@@ -32,10 +38,10 @@ pub trait Weights {
     fn get(&self, index: usize) -> Result<&Tensor, tch::TchError>;
 }
 
-impl Weights for &[Tensor] {
+impl Weights for Vec<Tensor> {
     fn get(&self, index: usize) -> Result<&Tensor, tch::TchError> {
         let missing = || tch::TchError::Shape(format!("the model has no parameter number {index}"));
-        <[Tensor]>::get(self, index).ok_or_else(missing)
+        self.as_slice().get(index).ok_or_else(missing)
     }
 }
 
@@ -44,8 +50,9 @@ pub trait Model {
     /// In a fixed order: norms, checkpoints and the flat layout follow it.
     fn parameters(&self) -> Vec<(ParameterSpec, Initial)>;
 
-    /// Cross-entropy of a micro-batch, summed over its tokens: a scalar. Weights are asked for as late as possible, in the
-    /// order of [`Model::parameters`] as far as possible: some may still be under way from other ranks. `dropout` is None for evaluation.
+    /// Cross-entropy of a micro-batch, summed over its targets: a scalar. Weights are asked for as late as possible, in
+    /// the order of [`Model::parameters`] as far as possible: some may still be under way from other ranks. `dropout` is
+    /// None for evaluation.
     fn loss(
         &self,
         weights: &dyn Weights,
@@ -54,9 +61,10 @@ pub trait Model {
     ) -> Result<Tensor, tch::TchError>;
 }
 
-/// The model that the configuration describes, for a vocabulary of this size.
+/// The model that the configuration describes, for a vocabulary of this size, or this many classes.
 pub fn build(model: &schema::Model, vocabulary: usize) -> Box<dyn Model> {
     match model.kind {
         schema::ModelKind::Gpt => Box::new(Gpt::new(model, vocabulary)),
+        schema::ModelKind::Resnet => Box::new(Resnet::new(model, vocabulary)),
     }
 }

@@ -12,6 +12,7 @@ use std::cell::RefCell;
 use crate::comm::{Comm, CommError};
 use crate::grad::accumulate::{Accumulator, PartialSums};
 use crate::grad::flat::Flat;
+use crate::mutate::{Mutation, strikes};
 use crate::optim::Update;
 use worker::{Desk, Done, Job, Worker};
 
@@ -26,6 +27,10 @@ pub struct Reducer<'a> {
     /// Complete buckets whose turn has not come, and how many have gone.
     complete: Vec<bool>,
     gone: usize,
+    /// Jobs that are about to go.
+    ready: Vec<Job>,
+    /// The planted bug: buckets go in the opposite order.
+    reverses: bool,
     state: RefCell<State>,
 }
 
@@ -51,13 +56,21 @@ impl<'a> Reducer<'a> {
     /// be. All ranks call it.
     pub fn new(comm: &'a dyn Comm, tools: Tools, overlap: bool) -> Result<Self, CommError> {
         let buckets = tools.buckets();
+        let reverses = strikes(Mutation::BucketOrder, comm.rank(), comm.size());
         let other = if overlap { comm.for_another_thread()? } else { None };
         let way = match other {
             Some(other) => Way::Thread(Worker::start(other, Desk::new(tools))?),
             None => Way::Inline { comm, desk: RefCell::new(Desk::new(tools)), later: Vec::new() },
         };
         let state = State { publishing: vec![false; buckets], ..State::default() };
-        Ok(Self { way, complete: vec![false; buckets], gone: 0, state: RefCell::new(state) })
+        Ok(Self {
+            way,
+            complete: vec![false; buckets],
+            gone: 0,
+            ready: Vec::new(),
+            reverses,
+            state: RefCell::new(state),
+        })
     }
 
     /// Whether a thread of its own communicates.
@@ -78,11 +91,23 @@ impl<'a> Reducer<'a> {
         while self.complete.get(self.gone) == Some(&true) {
             let bucket = self.gone;
             let job = Job::Reduce { bucket, sums: accumulator.take(bucket), update: update(bucket) };
+            self.gone += 1;
+            self.ready.push(job);
+            if !self.reverses {
+                self.submit();
+            } else if self.gone == self.complete.len() {
+                self.ready.reverse();
+                self.submit();
+            }
+        }
+    }
+
+    fn submit(&mut self) {
+        for job in self.ready.drain(..) {
             match &mut self.way {
                 Way::Thread(worker) => worker.send(job),
                 Way::Inline { later, .. } => later.push(job),
             }
-            self.gone += 1;
         }
     }
 
@@ -127,9 +152,9 @@ impl<'a> Reducer<'a> {
         Ok(())
     }
 
-    /// Waits until a bucket's parameters are those of the last update.
+    /// Waits until a bucket's parameters are those of the last update. Frozen ones always are.
     pub fn arrive(&self, bucket: usize) -> Result<(), CommError> {
-        while self.state.borrow().publishing[bucket] {
+        while self.state.borrow().publishing.get(bucket) == Some(&true) {
             self.receive()?;
         }
         Ok(())

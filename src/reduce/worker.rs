@@ -16,7 +16,7 @@ use crate::trace::{About, Category, Trace};
 /// What the work on a bucket needs.
 pub struct Tools {
     pub strategy: Box<dyn Strategy>,
-    /// This rank's part of each bucket.
+    /// This rank's part of each bucket that is trained.
     pub shards: Vec<Range<usize>>,
     /// Threads of libtorch and its libraries: they are set for each thread apart.
     pub threads: i32,
@@ -83,6 +83,7 @@ impl Desk {
     ) -> Result<(Done, f64), CommError> {
         let Tools { strategy, shards, trace, .. } = &mut self.0;
         let about = About::bucket(bucket, 4 * sums.gradient().len());
+        comm.at_bucket(bucket);
         let started = Instant::now();
         let span = trace.communication(Category::Communication, "reduce", about);
         strategy.reduce(comm, bucket, &mut sums)?;
@@ -104,6 +105,7 @@ impl Desk {
     ) -> Result<(Done, f64), CommError> {
         let Tools { strategy, trace, .. } = &mut self.0;
         let started = Instant::now();
+        comm.at_bucket(bucket);
         let about = About::bucket(bucket, 4 * parameters.len());
         let _span = trace.communication(Category::Communication, "gather", about);
         strategy.publish(comm, bucket, &mut parameters)?;

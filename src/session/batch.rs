@@ -3,29 +3,35 @@
 use tch::Tensor;
 
 use super::Session;
-use crate::config::Config;
-use crate::data::{Corpus, DataError, Split};
+use crate::data::{Corpus, DataError, Inputs, Split};
 use crate::model::MicroBatch;
 
 impl Session<'_> {
-    /// The samples `ids` of the training or the validation part.
-    pub fn micro_batch(&self, split: Split, ids: &[u64]) -> Result<MicroBatch, DataError> {
-        micro_batch(&self.corpus, self.config, split, ids)
+    /// The samples `ids` of the training or the validation part, as they look in `epochs` (see [`Corpus::batch`]).
+    pub fn micro_batch(
+        &self,
+        split: Split,
+        ids: &[u64],
+        epochs: Option<&[u64]>,
+    ) -> Result<MicroBatch, DataError> {
+        micro_batch(&*self.corpus, split, ids, epochs)
     }
 }
 
 /// As [`Session::micro_batch`], before there is a session.
 pub fn micro_batch(
-    corpus: &Corpus,
-    config: &Config,
+    corpus: &dyn Corpus,
     split: Split,
     ids: &[u64],
+    epochs: Option<&[u64]>,
 ) -> Result<MicroBatch, DataError> {
-    let (mut inputs, mut targets) = (Vec::new(), Vec::new());
-    corpus.fill(split, ids, &mut inputs, &mut targets)?;
-    let shape = [ids.len() as i64, config.model.context as i64];
+    let samples = corpus.batch(split, ids, epochs)?;
+    let inputs = match &samples.inputs {
+        Inputs::Tokens(tokens) => Tensor::from_slice(tokens),
+        Inputs::Pixels(pixels) => Tensor::from_slice(pixels),
+    };
     Ok(MicroBatch {
-        inputs: Tensor::from_slice(&inputs).view(shape),
-        targets: Tensor::from_slice(&targets).view(shape),
+        inputs: inputs.view(samples.input_shape.as_slice()),
+        targets: Tensor::from_slice(&samples.targets).view(samples.target_shape.as_slice()),
     })
 }

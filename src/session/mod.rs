@@ -5,6 +5,7 @@ mod parameters;
 mod probe;
 mod weights;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use lockstep_record::{DataInfo, ModelInfo, TensorInfo, TrainingState, exit};
@@ -15,9 +16,10 @@ use crate::checkpoint::{Expected, Tensors};
 use crate::comm::Comm;
 use crate::compress;
 use crate::config::Config;
-use crate::data::{Corpus, Sampler};
+use crate::data::{self, Corpus, Sampler};
 use crate::grad::accumulate::Accumulator;
-use crate::grad::layout::{Capacity, Layout};
+use crate::grad::layout::{Capacity, Layout, ParameterSpec};
+use crate::grad::unused::ParameterSet;
 use crate::launch::{Failure, together};
 use crate::model::{self, Initial, Model};
 use crate::optim::Optimizer;
@@ -32,7 +34,7 @@ const MIB: f64 = 1048576.0;
 pub struct Session<'a> {
     pub config: &'a Config,
     pub comm: &'a dyn Comm,
-    pub corpus: Corpus,
+    pub corpus: Box<dyn Corpus>,
     pub sampler: Sampler,
     pub model: Box<dyn Model>,
     pub layout: Layout,
@@ -50,6 +52,10 @@ pub struct Session<'a> {
     pub compression: Option<String>,
     /// This rank's micro-batches.
     pub micro_batches: Range<usize>,
+    /// Unused parameters that the log has named.
+    pub named_unused: ParameterSet,
+    /// Steps so far that were skipped one after the other.
+    pub skipped_in_a_row: u64,
     initial: Vec<Initial>,
 }
 
@@ -65,9 +71,12 @@ impl<'a> Session<'a> {
             Sampler::new(config.run.seed, info.train_samples, batch.micro_batches, batch.micro_batch_size)
                 .map_err(|error| Failure::shared(exit::USAGE, error))?;
         let model = model::build(&config.model, info.vocabulary as usize);
-        let (specs, initial): (Vec<_>, Vec<_>) = model.parameters().into_iter().unzip();
-        let ready = probe::ready_order(config, comm, &corpus, &*model, &specs)?;
-        let layout = Layout::plan(specs, &ready, capacity(&config.parallel));
+        let (specs, initial): (Vec<ParameterSpec>, Vec<_>) = model.parameters().into_iter().unzip();
+        let names: Vec<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
+        let frozen = model::frozen(&names, &config.model.freeze)
+            .map_err(|error| Failure::shared(exit::USAGE, error))?;
+        let ready = probe::ready_order(comm, &*corpus, &*model, &specs, &frozen)?;
+        let layout = Layout::plan(specs, &frozen, &ready, capacity(&config.parallel));
         let setting = Setting {
             layout: &layout,
             micro_batches: batch.micro_batches,
@@ -83,18 +92,14 @@ impl<'a> Session<'a> {
         if compression.is_some() {
             strategy = compress::wrap(strategy, &config.parallel, config.run.seed, &setting, &ownership);
         }
+        let shards = ownership.shards().iter().map(|shards| shards[comm.rank()].clone());
         let tools = Tools {
             strategy,
-            shards: ownership.shards().iter().map(|shards| shards[comm.rank()].clone()).collect(),
+            shards: shards.take(layout.trained_buckets()).collect(),
             threads: i32::try_from(config.run.threads_per_rank).unwrap_or(i32::MAX),
             trace: trace.clone(),
         };
         let reducer = Reducer::new(comm, tools, config.parallel.overlap)?;
-        if config.parallel.overlap && comm.size() > 1 && !reducer.overlaps() {
-            tracing::warn!(
-                "MPI gives no thread level that parallel.overlap needs: communication follows backward"
-            );
-        }
         let parameters = Parameters::new(&layout);
         Ok(Self {
             config,
@@ -113,6 +118,8 @@ impl<'a> Session<'a> {
             compression,
             optimizer,
             trace,
+            named_unused: ParameterSet::default(),
+            skipped_in_a_row: 0,
             initial,
         })
     }
@@ -141,6 +148,11 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Whether communication could not be given a thread of its own, though that was asked for.
+    pub fn overlap_is_missing(&self) -> bool {
+        self.config.parallel.overlap && self.comm.size() > 1 && !self.reducer.overlaps()
+    }
+
     pub fn tensors(&mut self) -> Tensors<'_> {
         Tensors {
             layout: &self.layout,
@@ -149,10 +161,10 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Tokens in the global batch.
+    /// Targets in the global batch: tokens of a text, or images.
     pub fn tokens(&self) -> u64 {
-        let Config { batch, model, .. } = self.config;
-        (batch.micro_batches * batch.micro_batch_size * model.context) as u64
+        let batch = &self.config.batch;
+        (batch.micro_batches * batch.micro_batch_size * self.corpus.targets_per_sample()) as u64
     }
 
     /// What a checkpoint after `step` steps says besides tensors.
@@ -168,6 +180,8 @@ impl<'a> Session<'a> {
             data_digest: digest,
             world_size: self.comm.size() as u32,
             strategy: self.config.parallel.strategy.name().into(),
+            updates_left_out: self.updates_left_out(),
+            skipped_in_a_row: self.skipped_in_a_row,
         }
     }
 
@@ -184,11 +198,22 @@ impl<'a> Session<'a> {
             seed: self.config.run.seed,
         };
         let comm = self.comm;
-        crate::checkpoint::load(comm, folder, &expected, &mut self.tensors())
+        let state = crate::checkpoint::load(comm, folder, &expected, &mut self.tensors())?;
+        for (spec, count) in self.layout.parameters.iter().zip(self.optimizer.left_out_mut()) {
+            *count = state.updates_left_out.get(&spec.name).copied().unwrap_or(0);
+        }
+        self.skipped_in_a_row = state.skipped_in_a_row;
+        Ok(state)
+    }
+
+    /// By name, of the parameters that were left out of any update.
+    fn updates_left_out(&self) -> BTreeMap<String, u64> {
+        let counts = self.layout.parameters.iter().zip(self.optimizer.left_out());
+        counts.filter(|&(_, &count)| count > 0).map(|(spec, &count)| (spec.name.clone(), count)).collect()
     }
 
     pub fn model_info(&self) -> ModelInfo {
-        let tensor = |spec: &crate::grad::layout::ParameterSpec| TensorInfo {
+        let tensor = |spec: &ParameterSpec| TensorInfo {
             name: spec.name.clone(),
             shape: spec.shape.iter().map(|&size| size as u64).collect(),
             dtype: "F32".into(),
@@ -206,8 +231,8 @@ fn capacity(parallel: &crate::config::schema::Parallel) -> Capacity {
 }
 
 /// Rank 0 first, so that a tokenizer is learned once and the others find it.
-fn load_corpus(config: &Config, comm: &dyn Comm) -> Result<Corpus, Failure> {
-    let load = || Corpus::load(&config.data, config.model.context);
+fn load_corpus(config: &Config, comm: &dyn Comm) -> Result<Box<dyn Corpus>, Failure> {
+    let load = || data::load(config);
     let first = if comm.rank() == 0 { Some(load()) } else { None };
     let first = together(comm, exit::USAGE, first.transpose())?;
     let corpus = together(comm, exit::USAGE, first.map_or_else(load, Ok))?;

@@ -16,7 +16,7 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// All zero.
+    /// All zero. Frozen ones take no part in autograd.
     pub fn new(layout: &Layout) -> Self {
         let buffers = flat::zeros(layout);
         let leaf = |index: usize| {
@@ -25,7 +25,7 @@ impl Parameters {
                 .view(slot.range())
                 .view(spec.shape.as_slice())
                 .detach()
-                .set_requires_grad(true)
+                .set_requires_grad(!layout.is_frozen(index))
         };
         let leaves = (0..layout.parameters.len()).map(leaf).collect();
         Self { buffers, leaves }

@@ -5,7 +5,6 @@ use tch::{Device, Kind, Tensor};
 
 use super::batch::micro_batch;
 use crate::comm::Comm;
-use crate::config::Config;
 use crate::data::{Corpus, Split};
 use crate::grad::layout::ParameterSpec;
 use crate::launch::{Failure, together};
@@ -16,14 +15,14 @@ use lockstep_record::exit;
 /// Indices of the parameters, the one whose gradient is ready first first; those without one last. Rank 0 looks, and all
 /// ranks get its answer.
 pub fn ready_order(
-    config: &Config,
     comm: &dyn Comm,
-    corpus: &Corpus,
+    corpus: &dyn Corpus,
     model: &dyn Model,
     specs: &[ParameterSpec],
+    frozen: &[bool],
 ) -> Result<Vec<usize>, Failure> {
     let order = match comm.rank() {
-        0 => observe(config, corpus, model, specs).map_err(|failure| failure.message),
+        0 => observe(corpus, model, specs, frozen).map_err(|failure| failure.message),
         _ => Ok(vec![0; specs.len()]),
     };
     let order = together(comm, exit::INTERNAL, order)?;
@@ -33,20 +32,20 @@ pub fn ready_order(
 }
 
 fn observe(
-    config: &Config,
-    corpus: &Corpus,
+    corpus: &dyn Corpus,
     model: &dyn Model,
     specs: &[ParameterSpec],
+    frozen: &[bool],
 ) -> Result<Vec<usize>, Failure> {
     // Values do not matter: the graph of operations decides.
-    let zeros = |spec: &ParameterSpec| {
-        Tensor::f_zeros(spec.shape.as_slice(), (Kind::Float, Device::Cpu))
-            .map(|zeros| zeros.set_requires_grad(true))
+    let zeros = |(spec, &frozen): (&ParameterSpec, &bool)| {
+        let zeros = Tensor::f_zeros(spec.shape.as_slice(), (Kind::Float, Device::Cpu))?;
+        Ok::<_, tch::TchError>(zeros.set_requires_grad(!frozen))
     };
-    let leaves = specs.iter().map(zeros).collect::<Result<Vec<_>, _>>()?;
+    let leaves = specs.iter().zip(frozen).map(zeros).collect::<Result<Vec<_>, _>>()?;
     let hooks = GradientHooks::install(&leaves)?;
-    let batch = micro_batch(corpus, config, Split::Train, &[0])?;
-    let loss = model.loss(&leaves.as_slice(), &batch, None)?;
+    let batch = micro_batch(corpus, Split::Train, &[0], Some(&[0]))?;
+    let loss = model.loss(&leaves, &batch, None)?;
     let mut order = Vec::new();
     hooks.backward(&loss, &mut |index, _| order.push(index))?;
     // Without a gradient here: later in the model means earlier in backward.

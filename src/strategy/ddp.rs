@@ -8,6 +8,7 @@ use crate::config::schema::Reduction;
 use crate::grad::accumulate::PartialSums;
 use crate::grad::exchange::{Exchange, all_gather};
 use crate::grad::flat::Flat;
+use crate::mutate::{Mutation, strikes};
 
 pub struct Ddp {
     shards: Vec<Vec<Range<usize>>>,
@@ -22,6 +23,13 @@ impl Ddp {
     }
 }
 
+/// The planted bug: one element more for the first rank, one less for the last.
+fn shifted(shards: &[Range<usize>]) -> Vec<Range<usize>> {
+    let end = shards.last().map_or(0, |shard| shard.end);
+    let shift = |at: usize| if at == 0 || at == end { at } else { at + 1 };
+    shards.iter().map(|shard| shift(shard.start)..shift(shard.end)).collect()
+}
+
 impl Strategy for Ddp {
     /// Ordered: reduce-scatter along the tree, then all-gather; as much traffic as a ring all-reduce.
     fn reduce(&mut self, comm: &dyn Comm, bucket: usize, sums: &mut PartialSums) -> Result<(), CommError> {
@@ -30,7 +38,11 @@ impl Strategy for Ddp {
             Reduction::Ordered => {
                 let shards = &self.shards[bucket];
                 self.exchange.reduce_scatter(comm, sums, shards)?;
-                all_gather(comm, sums.gradient_mut().as_mut_slice(), shards)
+                let gathered = match strikes(Mutation::GatherLength, comm.rank(), comm.size()) {
+                    false => shards,
+                    true => &shifted(shards),
+                };
+                all_gather(comm, sums.gradient_mut().as_mut_slice(), gathered)
             }
         }
     }

@@ -63,7 +63,7 @@ pub fn ownership(kind: StrategyKind, setting: &Setting) -> Ownership {
         false => setting.layout.shards(setting.world_size),
         true => zero1::unaligned_shards(setting),
     };
-    Ownership::new(shards, kind == StrategyKind::Zero1)
+    Ownership::new(shards, setting.layout, kind == StrategyKind::Zero1)
 }
 
 /// The strategy that the configuration names. One that is `isolated` exchanges nothing: what is left of a step's time
@@ -91,25 +91,26 @@ pub fn square_sums(buffer: &Flat, shard: &Range<usize>) -> Vec<f64> {
     }
 }
 
-/// Every bucket's sums of squares, for every rank: `mine[bucket]` are those of this rank's shard.
+/// Every bucket's sums of squares, for every rank: `mine[bucket]` are those of this rank's shard. What is missing at
+/// the end counts as zeros: frozen buckets, which have no gradient.
 pub fn gather_square_sums(
     comm: &dyn Comm,
     ownership: &Ownership,
     mine: &[Vec<f64>],
 ) -> Result<Vec<Vec<f64>>, CommError> {
+    let blocks = |shard: &Range<usize>| shard.len().div_ceil(lockstep_record::BLOCK_ELEMENTS);
     let bytes: Vec<u8> = mine.iter().flatten().copied().flat_map(f64::to_le_bytes).collect();
     let messages = comm.all_gather_bytes(&bytes)?;
     let mut values: Vec<_> = messages
         .iter()
         .map(|message| message.as_chunks::<8>().0.iter().map(|&bytes| f64::from_le_bytes(bytes)))
         .collect();
-    let blocks = |shard: &Range<usize>| shard.len().div_ceil(lockstep_record::BLOCK_ELEMENTS);
     let of_bucket = |shards: &Vec<Range<usize>>| {
-        shards
-            .iter()
-            .zip(&mut values)
-            .flat_map(|(shard, values)| values.by_ref().take(blocks(shard)))
-            .collect()
+        let mut sums = Vec::new();
+        for (shard, values) in shards.iter().zip(&mut values) {
+            sums.extend(values.by_ref().chain(std::iter::repeat(0.0)).take(blocks(shard)));
+        }
+        sums
     };
     Ok(ownership.shards().iter().map(of_bucket).collect())
 }

@@ -45,10 +45,10 @@ extern "C" fn gradient_ready(context: *mut c_void, leaf: usize, gradient: *mut C
 }
 
 impl GradientHooks {
-    /// Hooks the leaves; the i-th is then called i.
+    /// Hooks the leaves that require a gradient; the i-th of all is then called i.
     pub fn install(leaves: &[Tensor]) -> Result<Self, TorchError> {
         let mut hooks = Self { leaves: Vec::new(), shared: Box::default() };
-        for (index, leaf) in leaves.iter().enumerate() {
+        for (index, leaf) in leaves.iter().enumerate().filter(|(_, leaf)| leaf.requires_grad()) {
             let mut leaf = leaf.shallow_clone();
             let context = std::ptr::from_ref(&*hooks.shared).cast_mut().cast();
             // SAFETY: the context lives until the hooks are removed, in `drop`.

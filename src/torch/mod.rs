@@ -1,7 +1,9 @@
 //! The few parts of libtorch that tch does not wrap, behind safe functions.
 
+mod allocator;
 mod hooks;
 
+pub use allocator::keep_freed_memory;
 pub use hooks::GradientHooks;
 
 use std::ffi::{CStr, c_char, c_void};

@@ -7,7 +7,7 @@ use crate::launch::Failure;
 use crate::partition::share;
 use crate::session::Session;
 
-/// Mean loss per token on the first `evaluate.micro_batches` of the validation part, if the step is to evaluate.
+/// Mean loss per target on the first `evaluate.micro_batches` of the validation part, if the step is to evaluate.
 pub fn if_due(session: &Session, step: u64, last: u64) -> Result<Option<f64>, Failure> {
     let every = session.config.evaluate.every;
     let due =
@@ -21,12 +21,12 @@ pub fn if_due(session: &Session, step: u64, last: u64) -> Result<Option<f64>, Fa
 fn validation_loss(session: &Session) -> Result<f64, Failure> {
     let (size, available) = (session.config.batch.micro_batch_size, session.corpus.info().validation_samples);
     let count = session.config.evaluate.micro_batches;
-    let tokens = (count * size * session.config.model.context) as f64;
+    let tokens = (count * size * session.corpus.targets_per_sample()) as f64;
     let mut losses = Vec::new();
     for micro_batch in share(count, session.comm.size(), session.comm.rank()) {
         let first = (micro_batch * size) as u64;
         let ids: Vec<u64> = (first..first + size as u64).map(|id| id % available).collect();
-        let batch = session.micro_batch(Split::Validation, &ids)?;
+        let batch = session.micro_batch(Split::Validation, &ids, None)?;
         let loss = tch::no_grad(|| session.model.loss(&session.weights(), &batch, None))?;
         losses.push(loss.f_div_scalar(tokens)?.f_double_value(&[])?);
     }

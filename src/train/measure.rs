@@ -142,6 +142,10 @@ pub struct Measured {
     pub clip: f32,
     pub rate: f64,
     pub validation_loss: Option<f64>,
+    /// Why the update was left out, if it was.
+    pub skipped_for: Option<String>,
+    /// Parameters that the whole step left unused and the update therefore left out.
+    pub unused_parameters: usize,
 }
 
 impl Measured {
@@ -166,6 +170,8 @@ impl Measured {
             clip_coefficient: Real(f64::from(self.clip)),
             learning_rate: Real(self.rate),
             validation_loss: self.validation_loss.map(Real),
+            skipped_for: self.skipped_for.clone(),
+            unused_parameters: self.unused_parameters as u64,
             tokens,
             tokens_per_second: Real(tokens as f64 / seconds.total),
             seconds,

@@ -56,6 +56,7 @@ pub fn run(
     let last = course.last;
     let mut progress = Progress::new(session.comm.rank(), session.config.schedule.steps, course.from_step);
     for step in course.from_step + 1..=last {
+        session.comm.at_step(step);
         let mut watch = Stopwatch::start(&session.trace, step);
         let samples = session.sampler.step(step);
         let digests_due = measure::digests_due(session.config, step, last);
@@ -66,7 +67,8 @@ pub fn run(
         let sums = session.reducer.finish(&mut session.accumulator)?;
         let sums = gather_square_sums(session.comm, &session.ownership, &sums)?;
         let (norms, gradient_norm) = norm::norms(&session.layout, &sums);
-        step::refuse_non_finite(session, step, &norms)?;
+        let skipped_for = step::refuse_non_finite(session, step, &norms)?;
+        let unused = step::unused_parameters(session, step, &local.usage)?;
 
         watch.enter(Category::Record, About::default());
         let mut lines = measure::gradient_digests(session, step, &local, digests_due)?;
@@ -74,7 +76,10 @@ pub fn run(
         watch.enter(Category::Optimizer, About::default());
         let rate = step::rate(session.config, step);
         let clip = norm::clip_coefficient(gradient_norm, session.config.optim.clip_norm);
-        step::update(session, step, clip)?;
+        match skipped_for {
+            None => step::update(session, step, clip, &unused)?,
+            Some(_) => step::skip_update(session),
+        }
         step::plant_parameter(session, step)?;
 
         watch.enter(Category::Forward, About::default());
@@ -82,7 +87,16 @@ pub fn run(
         watch.enter(Category::Record, About::default());
         lines.extend(measure::state_digests(session, step, digests_due)?);
         let seen = measure::gather(session, &local, course.stop_request.is_set())?;
-        let measured = Measured { step, epoch: samples.epoch, gradient_norm, clip, rate, validation_loss };
+        let measured = Measured {
+            step,
+            epoch: samples.epoch,
+            gradient_norm,
+            clip,
+            rate,
+            validation_loss,
+            skipped_for,
+            unused_parameters: unused.len(),
+        };
         let line = measured.line(session, &seen, &mut watch)?;
         if let Some(recorder) = recorder.as_deref_mut() {
             recorder.digests(&lines)?;

@@ -1,5 +1,7 @@
 //! `checkpoints/step-*/manifest.json`: which file holds which elements of which tensor.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::Digest;
@@ -30,6 +32,17 @@ pub struct TrainingState {
     /// How it was written; a reader need not match either.
     pub world_size: u32,
     pub strategy: String,
+    /// By parameter: updates that it was left out of, because no micro-batch of the step used it or because the step was
+    /// skipped. Its optimizer state has seen so many steps fewer. Parameters with 0 are not listed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub updates_left_out: BTreeMap<String, u64>,
+    /// Steps up to this one that were skipped one after the other, because the gradient was not finite.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped_in_a_row: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

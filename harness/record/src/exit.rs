@@ -16,7 +16,7 @@ pub const NO_CHECKPOINT: i32 = 72;
 pub const PREEMPTED: i32 = 75;
 /// A wait outlasted its limit: the watchdog ended all ranks.
 pub const WATCHDOG: i32 = 90;
-/// A comparison found a difference.
+/// A comparison found a difference, or a prediction missed what was measured.
 pub const DIFFERENT: i32 = 100;
 /// A case of a plan could not run, so nothing is known about it.
 pub const CASE_FAILED: i32 = 101;

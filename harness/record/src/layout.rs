@@ -84,6 +84,20 @@ impl RunDir {
         self.traces().join("trace.json")
     }
 
+    /// What the ranks' last collectives were, if the run broke.
+    pub fn flight(&self) -> PathBuf {
+        self.0.join("flight")
+    }
+
+    /// [`RunDir::flight`] of the execution before this one, kept when a run is resumed.
+    pub fn earlier_flight(&self) -> PathBuf {
+        self.0.join("flight-earlier")
+    }
+
+    pub fn rank_flight(&self, rank: usize) -> PathBuf {
+        self.flight().join(format!("rank-{rank:05}.jsonl"))
+    }
+
     pub fn report(&self) -> PathBuf {
         self.0.join("report")
     }

@@ -12,6 +12,7 @@
 //! RUN/digests.jsonl        one line per step, phase, tensor and distinct value: hash, norm, ranks that hold it
 //! RUN/logs/rank-00000.jsonl
 //! RUN/trace/rank-00000.json  what each thread was doing when, of runs with `--trace`
+//! RUN/flight/rank-00000.jsonl   the last collectives of a rank, if the run broke
 //! RUN/checkpoints/step-00000100/{manifest.json, shard-00000-of-00004.safetensors, ...}
 //! RUN/report/              whatever was derived from the above
 //! ```
@@ -21,6 +22,7 @@
 mod checkpoint;
 mod digest;
 pub mod exit;
+mod flight;
 mod jsonl;
 mod layout;
 mod manifest;
@@ -30,6 +32,7 @@ mod trace;
 
 pub use checkpoint::{CheckpointFile, CheckpointManifest, Piece, TensorEntry, TrainingState};
 pub use digest::{BLOCK_BYTES, BLOCK_ELEMENTS, Digest, block_digests, tensor_digest};
+pub use flight::{Channel, FLIGHT_LINES_MAX, FlightLine, FlightState};
 pub use jsonl::{Lines, RecordError, read_json, read_lines};
 pub use layout::RunDir;
 pub use manifest::{DataInfo, Ended, Manifest, ModelInfo, Outcome, Program, RankInfo, Segment, TensorInfo};

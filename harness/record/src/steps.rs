@@ -25,7 +25,14 @@ pub struct StepLine {
     /// Mean loss per token on the validation split after the update, at the steps that evaluate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_loss: Option<Real>,
-    /// Tokens in the global batch.
+    /// Of a step whose gradient was not finite and whose update was therefore left out: the first tensor of which that is
+    /// true, in the model's order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped_for: Option<String>,
+    /// Parameters that no micro-batch of the step used, and that were therefore not updated.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unused_parameters: u64,
+    /// Targets in the global batch: tokens of a text, or images.
     pub tokens: u64,
     /// Of rank 0's wall-clock time; not part of any comparison.
     pub tokens_per_second: Real,
@@ -36,6 +43,10 @@ pub struct StepLine {
     /// tell. Not part of any comparison.
     #[serde(default)]
     pub bytes_sent: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Where rank 0 spent a step, in seconds of wall-clock time. Not part of any comparison.

@@ -1,8 +1,9 @@
 //! `trace/rank-00000.json`: what each thread of a rank was doing when, as Chrome's trace events.
 //!
-//! A JSON array with one event a line, so that what a killed run left can still be read: the first line is `[`, each
-//! event's line ends with a comma, and the last line is `{}]`. Perfetto and chrome://tracing open it as it is. The
-//! format: <https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU>, "JSON Array Format".
+//! A JSON array with one event a line, so that what a killed run left can still be read: the first line is
+//! `[`, each event's line ends with a comma, and the last line is `{}]`. Perfetto and chrome://tracing open
+//! it as it is. The format:
+//! <https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU>, "JSON Array Format".
 
 use std::path::Path;
 
@@ -50,8 +51,8 @@ pub struct Span {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpanArgs {
-    /// The step that the work belongs to; 0 for work outside of steps. Along a file it falls back by at most one: a
-    /// gathering of step 7 may be written after the first spans of step 8.
+    /// The step that the work belongs to; 0 for work outside of steps. Along a file it falls back by at most
+    /// one: a gathering of step 7 may be written after the first spans of step 8.
     pub step: u64,
     /// Of forward and backward: which micro-batch, from 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -133,8 +134,8 @@ pub fn read_trace(path: &Path) -> Result<TraceEvents, RecordError> {
     Ok(TraceEvents { raw: RawLines::open(path)?, state: State::Begin })
 }
 
-/// The events of a trace with their line numbers, in constant memory. A file that stops in the middle ends it without
-/// an error: see [`TraceEvents::is_complete`]. It ends after the first error.
+/// The events of a trace with their line numbers, in constant memory. A file that stops in the middle ends it
+/// without an error: see [`TraceEvents::is_complete`]. It ends after the first error.
 pub struct TraceEvents {
     raw: RawLines,
     state: State,
@@ -151,9 +152,16 @@ enum State {
 }
 
 impl TraceEvents {
-    /// Once all events are read: whether the file has its closing line. One that was cut short is of a killed run.
+    /// Once all events are read: whether the file has its closing line. One that was cut short is of a killed
+    /// run.
     pub fn is_complete(&self) -> bool {
         self.state == State::Closed
+    }
+
+    /// The text of the event that was returned last: one JSON object, with whatever this program does not
+    /// know.
+    pub fn text(&self) -> &[u8] {
+        without_comma(self.raw.buffer.trim_ascii())
     }
 
     fn problem(&self, problem: impl Into<String>) -> RecordError {
@@ -190,7 +198,7 @@ impl TraceEvents {
     }
 
     fn event(&self, line: &[u8]) -> Result<(u64, TraceEvent), RecordError> {
-        let event = serde_json::from_slice(line.strip_suffix(b",").unwrap_or(line)).map_err(|source| {
+        let event = serde_json::from_slice(without_comma(line)).map_err(|source| {
             self.problem(format!("{source}; docs/run-record.md describes a trace's events"))
         })?;
         if let TraceEvent::Span(Span { start_us, duration_us, .. }) = event
@@ -202,6 +210,10 @@ impl TraceEvents {
         }
         Ok((self.raw.line, event))
     }
+}
+
+fn without_comma(line: &[u8]) -> &[u8] {
+    line.strip_suffix(b",").unwrap_or(line)
 }
 
 /// Thirty years: below it a double still tells half a microsecond apart.

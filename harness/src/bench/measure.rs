@@ -3,8 +3,8 @@
 use lockstep_record::{Manifest, RecordError, RunDir, Seconds, StepLine, read_lines};
 use serde::{Deserialize, Serialize};
 
-use super::statistics::median;
 use crate::compare::{Verdict, compare_manifests};
+use crate::median;
 
 /// Losses of the first step agree this closely if both runs began with the same weights and samples:
 /// gradients have not been added yet, so only rounding in the forward pass can part them.

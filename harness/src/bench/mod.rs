@@ -33,7 +33,7 @@ use runner::Runner;
 use statistics::Met;
 
 pub use args::BenchArgs;
-pub use statistics::{Spread, median};
+pub use statistics::Spread;
 
 /// What a bench was asked to do.
 #[derive(Clone, Debug)]

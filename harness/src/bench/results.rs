@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::cores::Accounting;
 use super::measure::{Measured, Metric, figure};
 use super::plan::{Aim, Comparison};
-use super::statistics::{Met, Spread, judge, median};
+use super::statistics::{Met, Spread, judge};
+use crate::median;
 
 /// Version of `bench.json`.
 pub const BENCH_VERSION: u32 = 1;

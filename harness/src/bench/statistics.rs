@@ -3,18 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::plan::Aim;
-
-/// The middle value, or the mean of the middle two; None of nothing.
-pub fn median(values: &[f64]) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.len() {
-        0 => None,
-        n if n % 2 == 1 => Some(sorted[middle]),
-        _ => Some(sorted[middle - 1] / 2.0 + sorted[middle] / 2.0),
-    }
-}
+use crate::median;
 
 /// Ratios of several pairs, as they are quoted.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -82,14 +71,6 @@ mod tests {
 
     fn positive() -> impl Strategy<Value = Vec<f64>> {
         proptest::collection::vec(1e-6..1e6f64, 1..20)
-    }
-
-    #[test]
-    fn medians_of_known_values() {
-        assert_eq!(median(&[]), None);
-        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
-        assert_eq!(Spread::of(&[f64::MAX, f64::MAX]).unwrap().median, f64::MAX);
     }
 
     #[test]

@@ -90,6 +90,8 @@ fn compare_state(check: &mut Check, step: u64, golden: &Checkpoint, candidate: &
         ("optimizer", left.optimizer.clone(), right.optimizer.clone()),
         ("tokenizer_digest", left.tokenizer_digest.clone(), right.tokenizer_digest.clone()),
         ("data_digest", left.data_digest.clone(), right.data_digest.clone()),
+        ("updates_left_out", format!("{:?}", left.updates_left_out), format!("{:?}", right.updates_left_out)),
+        ("skipped_in_a_row", left.skipped_in_a_row.to_string(), right.skipped_in_a_row.to_string()),
     ];
     for (what, left, right) in facts {
         check.same(&left, &right, || {

@@ -16,10 +16,10 @@ use std::time::Duration;
 
 use lockstep_record::{Manifest, RunDir, StepLine, exit, read_lines};
 
-use crate::bench::median;
 use crate::launch::{
     Expected, Launch, Launcher, PlaceError, check_world, complaint, find_trainer, make_work_dir, stop_flag,
 };
+use crate::median;
 use crate::report::write_whole;
 use choice::{Choice, Measured, choose, confirm};
 use setting::{Setting, Sweep};

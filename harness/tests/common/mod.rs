@@ -146,6 +146,8 @@ fn metrics(step: u64) -> StepLine {
         clip_coefficient: 0.75.into(),
         learning_rate: (1e-3 / step as f64).into(),
         validation_loss: (step == STEPS).then(|| 4.5.into()),
+        skipped_for: None,
+        unused_parameters: 0,
         tokens: 2048,
         tokens_per_second: 1.0.into(),
         seconds: Default::default(),
@@ -228,6 +230,8 @@ fn write_checkpoint(folder: &Path, run: &Run) {
         data_digest: "d".into(),
         world_size: run.shards as u32,
         strategy: "ddp".into(),
+        updates_left_out: Default::default(),
+        skipped_in_a_row: 0,
     };
     write_manifest(
         folder,

@@ -8,8 +8,8 @@ fn not_a_file() {
     assert_eq!(
         folder.error(&["none.yaml"], &[]),
         "--config: there is no configuration file none.yaml; give a file that exists, or one of the program's own: \
-         base.yaml, bench-10m.yaml, bench-30m.yaml, bpe.yaml, demo.yaml, gpt-10m.yaml, gpt-30m.yaml, rotary.yaml, \
-         sgd.yaml, tiny.yaml"
+         base.yaml, bench-10m.yaml, bench-30m.yaml, bench-resnet.yaml, bpe.yaml, demo.yaml, gpt-10m.yaml, gpt-30m.yaml, \
+         resnet-tiny.yaml, rotary.yaml, sgd.yaml, tiny.yaml"
     );
     std::fs::create_dir(folder.path("folder.yaml")).unwrap();
     assert!(

@@ -119,7 +119,7 @@ fn across_fields() {
         ("schedule.warmup_steps=41", "41 is more than schedule.steps, 40; lower it, or train for more steps".into()),
         (
             "data.path=embedded:moby",
-            "the program holds no data named moby; there is embedded:shakespeare".into(),
+            "the program holds no data of this data.kind named moby; there is embedded:shakespeare".into(),
         ),
         (
             "data.path=no/such.txt",

@@ -1,0 +1,103 @@
+"""DeepSpeed's ZeRO-1 on the CPU, over gloo (Rajbhandari et al. 2020)."""
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+from golden import Refused
+from optimizers import STATE_NAMES, groups, recipe
+
+
+def load():
+    """Imports DeepSpeed for the CPU. It compiles an op at first use, with ninja from this Python's environment."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ["PATH"] = f"{Path(sys.prefix, 'bin')}{os.pathsep}{os.environ.get('PATH', '')}"
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix, "torch_extensions")))
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise Refused(f"--engine deepspeed: {error}; run ci/setup --peers, and .toolchain/bin/python-peers") from error
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
+
+
+def build_op():
+    """Compiles the op that DeepSpeed's communication loads at its first use: minutes that no run should spend."""
+    load()
+    from deepspeed.accelerator import get_accelerator
+
+    get_accelerator().create_op_builder("ShareMemCommBuilder").load()
+
+
+class DeepSpeed:
+    """As engines.Single, by deepspeed.initialize: it accumulates, reduces, shards, updates and all-gathers."""
+
+    def __init__(self, model, config, world):
+        self.deepspeed = load()
+        self.named, self.settings, self.world = model.named(), config["optim"], world
+        batch = config["batch"]
+        self.micro_batches = batch["micro_batches"]
+        optimizer, options = recipe(self.settings)
+        self.engine, self.optimizer, _, _ = self.deepspeed.initialize(
+            model=model,
+            optimizer=optimizer(groups(self.named, self.settings), lr=self.settings["lr"], **options),
+            config={
+                "train_micro_batch_size_per_gpu": batch["micro_batch_size"],
+                "gradient_accumulation_steps": self.micro_batches // world.size,
+                "zero_optimization": {"stage": 1},
+                # Its default is to clip at 1.
+                "gradient_clipping": 0.0,
+                # The optimizer is torch's fused one, not an op of DeepSpeed's own.
+                "zero_force_ds_cpu_optimizer": False,
+                "steps_per_print": sys.maxsize,
+            },
+        )
+
+    def gradient(self, batches, targets, seconds):
+        losses = []
+        for index, (inputs, wanted) in enumerate(batches):
+            begin = time.perf_counter()
+            loss = self.engine(inputs, wanted) / targets
+            middle = time.perf_counter()
+            # DeepSpeed takes the mean over micro-batches and ranks.
+            self.engine.backward(loss * self.micro_batches)
+            if index < len(batches) - 1:
+                self.engine.step()
+            seconds["forward"] += middle - begin
+            seconds["backward"] += time.perf_counter() - middle
+            losses.append(loss.item())
+        return losses
+
+    def update(self, lr):
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+
+    def local_gradients(self):
+        return []
+
+    def gradients(self):
+        return [(name, self.deepspeed.utils.safe_get_full_grad(parameter)) for name, parameter in self.named]
+
+    def gradient_norm(self):
+        return float(self.engine.get_global_grad_norm())
+
+    def state(self):
+        # DeepSpeed 0.19 links the moments of all parameter groups to their parameters after the first group's first
+        # update, when the other groups have none yet: so once more.
+        self.optimizer._hp_optimizer_states_linked = False
+        self.optimizer._lazy_init_hp_params_optimizer_state()
+        for name, key in STATE_NAMES[self.settings["kind"]].items():
+            for parameter_name, parameter in self.named:
+                yield f"{name}/{parameter_name}", self.deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
+
+    def owned_elements(self):
+        """Of its flat partitions, padding included."""
+        return sum(partition.numel() for partition in self.optimizer.single_partition_of_fp32_groups)
+
+    def versions(self):
+        import torch
+
+        return {"torch": torch.__version__, "deepspeed": self.deepspeed.__version__}

@@ -1,0 +1,52 @@
+"""The model of a golden run, chosen by `model.kind`: the only place that knows which there are.
+
+A model is a `torch.nn.Module` made from (the configuration's `model` section, initial weights by name). Its
+`forward(inputs, targets)` is the cross-entropy summed over the micro-batch's targets, and `named()` lists its
+parameters under the run record's names, in the model's order.
+"""
+
+
+def gpt(config, weights):
+    from gpt import Gpt
+
+    return Gpt(config, weights)
+
+
+def gpt_unsupported(config):
+    model = config["model"]
+    yield model["dropout"] != 0, "model.dropout is not 0: the generators of its masks differ"
+    yield model["positions"] != "learned", "model.positions is not learned"
+    yield model["layer_drop"] != 0, "model.layer_drop is not 0: the generators of its choices differ"
+    yield config["data"]["tokenizer"] != "bytes", "data.tokenizer is not bytes"
+
+
+def resnet(config, weights):
+    from resnet import Resnet
+
+    return Resnet(config, weights)
+
+
+def resnet_unsupported(config):
+    data = config["data"]
+    yield data["augment"], "data.augment is not false"
+    yield data["path"] != "embedded:shapes", "data.path is not embedded:shapes"
+
+
+# model.kind: (how it is built, what of its configuration has no counterpart here).
+MODELS = {"gpt": (gpt, gpt_unsupported), "resnet": (resnet, resnet_unsupported)}
+
+
+def build(config, weights):
+    """The module for the resolved configuration, with these initial weights."""
+    builder, _ = MODELS[config["model"]["kind"]]
+    return builder(config["model"], weights)
+
+
+def unsupported(config):
+    """Pairs (whether it is so, what): where PyTorch would not repeat this configuration's model."""
+    kind = config["model"]["kind"]
+    if kind not in MODELS:
+        yield True, f"model.kind {kind} is none of {', '.join(MODELS)}"
+        return
+    yield config["model"]["freeze"] != [], "model.freeze is not empty"
+    yield from MODELS[kind][1](config)

@@ -1,0 +1,275 @@
+//! How much of a run's communication was hidden behind computing: reads the traces that the ranks left, joins
+//! them into one file for Perfetto, and sums up where each rank's time went.
+
+mod clock;
+mod figures;
+mod intervals;
+mod merge;
+mod picture;
+mod text;
+mod window;
+
+use std::path::{Path, PathBuf};
+
+use lockstep_record::{
+    LabelKind, Manifest, RecordError, RunDir, Span, TraceEvent, exit, read_json, read_trace,
+};
+
+use crate::report::write_whole;
+use clock::Clocks;
+use figures::Sums;
+pub use figures::{BucketFigures, Figures, RankFigures, TraceReport};
+use merge::Merged;
+use picture::Sketch;
+pub use text::trace_text;
+use window::{StepTimes, Window};
+
+/// What was asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub run: PathBuf,
+    /// Where the joined trace goes, instead of [`RunDir::merged_trace`].
+    pub out: Option<PathBuf>,
+    pub svg: Option<PathBuf>,
+    /// All but the first without it: the first step warms up.
+    pub steps: Option<Steps>,
+}
+
+/// Steps `first..=last`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Steps {
+    pub first: u64,
+    pub last: u64,
+}
+
+impl Steps {
+    fn contain(self, step: u64) -> bool {
+        (self.first..=self.last).contains(&step)
+    }
+}
+
+impl std::str::FromStr for Steps {
+    type Err = String;
+
+    /// `5..8`, `5..` or `5`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("`{text}` names no steps: write 5..8 (both included), 5.. or 5; the first step is 1");
+        let number = |text: &str| text.trim().parse::<u64>().map_err(|_| wrong());
+        let (first, last) = match text.split_once("..") {
+            None => (number(text)?, number(text)?),
+            Some((first, "")) => (number(first)?, u64::MAX),
+            Some((first, last)) => (number(first)?, number(last)?),
+        };
+        if first == 0 || last < first { Err(wrong()) } else { Ok(Self { first, last }) }
+    }
+}
+
+impl std::fmt::Display for Steps {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.last {
+            u64::MAX => write!(formatter, "{}..", self.first),
+            last => write!(formatter, "{}..{last}", self.first),
+        }
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceError {
+    #[error("{}: no trace of any rank: train with `lockstep train --trace`", .0.display())]
+    NoTrace(PathBuf),
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error("{}:{line}: {problem}", path.display())]
+    Malformed { path: PathBuf, line: u64, problem: String },
+    #[error(
+        "{}: the run's newest execution had {world_size} ranks: this trace is of an earlier one; remove it",
+        path.display()
+    )]
+    Stale { path: PathBuf, world_size: u32 },
+    #[error(
+        "none of the steps {selected} is whole in the traces; choose others with --steps, or 1.. for all"
+    )]
+    NoSteps { selected: String },
+    #[error("{} is one of the traces to read: choose another --out", .0.display())]
+    OutIsInput(PathBuf),
+    #[error("cannot write {}: {source}", path.display())]
+    Write { path: PathBuf, source: std::io::Error },
+}
+
+impl TraceError {
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Self::NoTrace(_) | Self::NoSteps { .. } | Self::OutIsInput(_) => exit::USAGE,
+            Self::Record(_) | Self::Malformed { .. } | Self::Stale { .. } => exit::CASE_FAILED,
+            Self::Write { .. } => exit::INTERNAL,
+        }
+    }
+
+    fn write(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        |source| Self::Write { path, source }
+    }
+}
+
+/// Does what was asked, rank by rank; memory holds a few steps of one rank, and what a picture shows.
+pub fn trace(options: &Options) -> Result<TraceReport, TraceError> {
+    let run = RunDir::new(&options.run);
+    let (ranks, mut notes) = traced_ranks(&run)?;
+    let out = options.out.clone().unwrap_or_else(|| run.merged_trace());
+    let mut merged = Merged::create(&out, &run, &ranks)?;
+    let mut reader =
+        Reader { run, steps: options.steps, clocks: Clocks::default(), sketch: Sketch::default() };
+    let mut all = Sums::default();
+    let mut figures = Vec::with_capacity(ranks.len());
+    for rank in ranks {
+        let traced = reader.read(rank, Some(&mut merged))?;
+        all.join(&traced.sums);
+        if !traced.complete {
+            notes.push(format!("{}: cut short, so its last steps are left out", traced.label));
+        }
+        figures.push(traced.sums.of_rank(rank, traced.label));
+    }
+    let selected = reader.steps.map_or("1..".to_owned(), |steps| steps.to_string());
+    if all.steps() == 0 {
+        return Err(TraceError::NoSteps { selected });
+    }
+    merged.publish()?;
+    if let Some(path) = &options.svg {
+        write_whole(path, &reader.sketch.svg()).map_err(TraceError::write(path))?;
+        notes.extend(reader.sketch.note());
+    }
+    notes.extend(clock_note(reader.clocks.disagreement_us()));
+    Ok(TraceReport { merged: out, selected, overall: all.figures(), ranks: figures, notes })
+}
+
+/// The figures over all steps of all ranks, without joining the traces.
+pub fn traced_figures(run: &RunDir, steps: Steps) -> Result<Figures, TraceError> {
+    let (ranks, _) = traced_ranks(run)?;
+    let mut reader = Reader::new(run.clone(), Some(steps));
+    let mut all = Sums::default();
+    for rank in ranks {
+        all.join(&reader.read(rank, None)?.sums);
+    }
+    if all.steps() == 0 {
+        return Err(TraceError::NoSteps { selected: steps.to_string() });
+    }
+    Ok(all.figures())
+}
+
+fn clock_note(disagreement_us: f64) -> Option<String> {
+    (disagreement_us > 0.0).then(|| {
+        format!(
+            "the ranks' clocks disagree by at least {disagreement_us:.0} µs: a collective ended on one rank before it \
+             began on another. Figures of each rank hold all the same; its place beside the others is off by that much"
+        )
+    })
+}
+
+/// The ranks that have a trace, and a note if some have none.
+fn traced_ranks(run: &RunDir) -> Result<(Vec<usize>, Vec<String>), TraceError> {
+    let ranks = run.traced_ranks().map_err(|source| RecordError::Io { path: run.traces(), source })?;
+    let Some(&last) = ranks.last() else { return Err(TraceError::NoTrace(run.path().to_owned())) };
+    let mut expected = last + 1;
+    if run.manifest().exists() {
+        let manifest: Manifest = read_json(&run.manifest())?;
+        let world_size = manifest.segments.last().map_or(0, |segment| segment.world_size);
+        if last >= world_size as usize {
+            return Err(TraceError::Stale { path: run.rank_trace(last), world_size });
+        }
+        expected = world_size as usize;
+    }
+    let missing = expected - ranks.len();
+    let note = (missing > 0).then(|| format!("{missing} of {expected} ranks left no trace"));
+    Ok((ranks, note.into_iter().collect()))
+}
+
+/// What is known across ranks while their files go by.
+struct Reader {
+    run: RunDir,
+    /// Known from the first span on.
+    steps: Option<Steps>,
+    clocks: Clocks,
+    sketch: Sketch,
+}
+
+struct TracedRank {
+    label: String,
+    complete: bool,
+    sums: Sums,
+}
+
+impl Reader {
+    fn new(run: RunDir, steps: Option<Steps>) -> Self {
+        Self { run, steps, clocks: Clocks::default(), sketch: Sketch::default() }
+    }
+
+    fn read(&mut self, rank: usize, mut merged: Option<&mut Merged>) -> Result<TracedRank, TraceError> {
+        let path = self.run.rank_trace(rank);
+        let mut events = read_trace(&path)?;
+        let (mut window, mut sums) = (Window::default(), Sums::default());
+        let mut label = format!("rank {rank}");
+        while let Some(item) = events.next() {
+            let (line, event) = item?;
+            let malformed = |problem| TraceError::Malformed { path: path.clone(), line, problem };
+            let pid = match &event {
+                TraceEvent::Span(span) => span.rank,
+                TraceEvent::Label(label) => label.rank,
+            };
+            if pid as usize != rank {
+                return Err(malformed(format!("an event of rank {pid} in the trace of rank {rank}")));
+            }
+            if let Some(merged) = &mut merged {
+                merged.add(events.text())?;
+            }
+            match event {
+                TraceEvent::Label(named) if named.kind == LabelKind::ProcessName => label = named.args.name,
+                TraceEvent::Label(_) => {}
+                TraceEvent::Span(span) => {
+                    let whole = window.push(&span).map_err(malformed)?;
+                    self.select(span);
+                    self.count(whole, &mut sums);
+                }
+            }
+        }
+        let complete = events.is_complete();
+        self.count(window.finish(complete), &mut sums);
+        self.sketch.name(rank, &label);
+        Ok(TracedRank { label, complete, sums })
+    }
+
+    /// Keeps what a picture and the check of the clocks need of a span.
+    fn select(&mut self, span: Span) {
+        let step = span.args.step;
+        if step == 0 {
+            return;
+        }
+        let steps = *self.steps.get_or_insert(Steps { first: step + 1, last: u64::MAX });
+        if steps.contain(step) {
+            self.clocks.add(&span);
+            self.sketch.add(span);
+        }
+    }
+
+    fn count(&self, whole: Vec<StepTimes>, sums: &mut Sums) {
+        let selected = |times: &StepTimes| self.steps.is_some_and(|steps| steps.contain(times.step));
+        whole.into_iter().filter(selected).for_each(|times| sums.add(&times));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_named_as_people_write_them() {
+        let steps = |text: &str| text.parse::<Steps>().map(|steps| (steps.first, steps.last));
+        assert_eq!(steps("5..8"), Ok((5, 8)));
+        assert_eq!(steps("5.."), Ok((5, u64::MAX)));
+        assert_eq!(steps("5"), Ok((5, 5)));
+        for text in ["", "0..3", "8..5", "..", "a..b", "1..-2", "5..99999999999999999999"] {
+            assert!(steps(text).unwrap_err().contains("names no steps"), "{text}");
+        }
+    }
+}
