@@ -242,7 +242,9 @@ mod tests {
     const SPAN: &str = r#"{"ph":"X","name":"reduce bucket 3","cat":"communication","ts":12.5,"dur":3.0,"pid":1,"tid":1,"args":{"step":7,"bucket":3,"bytes":4096}},"#;
     const LABEL: &str = r#"{"name":"process_name","ph":"M","pid":1,"args":{"name":"rank 1 on node1"}},"#;
 
-    fn events_of(bytes: &[u8]) -> (Vec<Result<(u64, TraceEvent), RecordError>>, bool) {
+    type Read = Vec<Result<(u64, TraceEvent), RecordError>>;
+
+    fn events_of(bytes: &[u8]) -> (Read, bool) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rank-00001.json");
         std::fs::write(&path, bytes).unwrap();
