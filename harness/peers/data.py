@@ -24,7 +24,7 @@ class Text:
 
 def source(golden):
     """Where the golden run's samples come from."""
-    if golden.config["data"]["kind"] == "images":
+    if golden.config["data"].get("kind") == "images":
         from images import Images
 
         return Images(golden)

@@ -16,7 +16,7 @@ def gpt_unsupported(config):
     model = config["model"]
     yield model["dropout"] != 0, "model.dropout is not 0: the generators of its masks differ"
     yield model["positions"] != "learned", "model.positions is not learned"
-    yield model["layer_drop"] != 0, "model.layer_drop is not 0: the generators of its choices differ"
+    yield model.get("layer_drop", 0) != 0, "model.layer_drop is not 0: the generators of its choices differ"
     yield config["data"]["tokenizer"] != "bytes", "data.tokenizer is not bytes"
 
 
@@ -28,7 +28,7 @@ def resnet(config, weights):
 
 def resnet_unsupported(config):
     data = config["data"]
-    yield data["augment"], "data.augment is not false"
+    yield data.get("augment", False), "data.augment is not false"
     yield data["path"] != "embedded:shapes", "data.path is not embedded:shapes"
 
 
@@ -48,5 +48,5 @@ def unsupported(config):
     if kind not in MODELS:
         yield True, f"model.kind {kind} is none of {', '.join(MODELS)}"
         return
-    yield config["model"]["freeze"] != [], "model.freeze is not empty"
+    yield config["model"].get("freeze", []) != [], "model.freeze is not empty"
     yield from MODELS[kind][1](config)
