@@ -2,8 +2,13 @@
 
 use super::flat::{self, Flat};
 use super::layout::{Bucket, Layout};
-use super::tree::{Accumulation, LeafPlan};
+use super::tree::{Accumulation, LeafPlan, LeafSum};
 use std::ops::Range;
+use tch::Tensor;
+
+/// Elements that take all additions of a leaf before the next ones: few enough for the processor's first cache, so that
+/// each buffer in memory is read or written once.
+const STRETCH: usize = 1024;
 
 /// This rank's partial sums of one bucket: a buffer for each slot of the [`Accumulation`]. It moves to whoever reduces
 /// the bucket and comes back with the step's gradient in the first buffer.
@@ -46,19 +51,23 @@ impl PartialSums {
         }
     }
 
-    /// Adds a gradient to what lies in a range of a slot, or stores it there.
-    fn add(&mut self, plan: &LeafPlan, range: Range<usize>, gradient: &[f32]) {
-        let sum = &mut self.slots[plan.slot].as_mut_slice()[range];
-        match plan.stores {
-            true => sum.copy_from_slice(gradient),
-            false => flat::add(sum, gradient),
-        }
-    }
-
-    fn merge(&mut self, plan: &LeafPlan) {
-        for merge in &plan.merges {
-            let (sums, others) = self.slots.split_at_mut(merge.from);
-            flat::add(sums[merge.into].as_mut_slice(), others[0].as_slice());
+    /// Adds one gradient, and the kept one of its left sibling, to what lies in a range of the slots.
+    fn add(&mut self, plan: &LeafSum, range: Range<usize>, kept: Option<&[f32]>, gradient: &[f32]) {
+        let mut sum = [0.0; STRETCH];
+        let mut start = 0;
+        while start < gradient.len() {
+            let end = (start + STRETCH).min(gradient.len());
+            let place = range.start + start..range.start + end;
+            let sum = &mut sum[..end - start];
+            match kept {
+                Some(kept) => flat::sum(&kept[start..end], &gradient[start..end], sum),
+                None => sum.copy_from_slice(&gradient[start..end]),
+            }
+            for &slot in &plan.left {
+                flat::add_to(&self.slots[slot].as_slice()[place.clone()], sum);
+            }
+            self.slots[plan.into].as_mut_slice()[place].copy_from_slice(sum);
+            start = end;
         }
     }
 }
@@ -67,6 +76,8 @@ impl PartialSums {
 pub struct Accumulator {
     plan: Accumulation,
     buckets: Vec<PartialSums>,
+    /// Gradients of the last leaf that wait for their right sibling's.
+    kept: Vec<Option<Tensor>>,
     /// Which leaf is being computed.
     leaf: usize,
     /// Which parameters have not brought its gradient yet, and how many of each bucket.
@@ -83,6 +94,7 @@ impl Accumulator {
         let sums = |bucket: &Bucket| PartialSums { slots: buffers(elements(bucket)), held };
         Self {
             buckets: layout.buckets.iter().map(sums).collect(),
+            kept: layout.parameters.iter().map(|_| None).collect(),
             leaf: 0,
             missing: Vec::new(),
             missing_in: Vec::new(),
@@ -97,20 +109,23 @@ impl Accumulator {
         self.missing_in = layout.buckets.iter().map(|bucket| bucket.parameters.len()).collect();
     }
 
-    /// Adds one parameter's gradient. True if it was the last of its bucket.
+    /// Adds one parameter's gradient, a contiguous fp32 tensor. True if it was the last of its bucket.
     ///
     /// # Panics
     /// If the parameter has brought its gradient already: autograd calls once.
-    pub fn add(&mut self, layout: &Layout, parameter: usize, gradient: &[f32]) -> bool {
+    pub fn add(&mut self, layout: &Layout, parameter: usize, gradient: Tensor) -> bool {
         assert!(std::mem::replace(&mut self.missing[parameter], false), "parameter {parameter} came twice");
-        let (slot, plan) = (&layout.slots[parameter], &self.plan.leaves[self.leaf]);
-        self.buckets[slot.bucket].add(plan, slot.range(), gradient);
-        self.missing_in[slot.bucket] -= 1;
-        let complete = self.missing_in[slot.bucket] == 0;
-        if complete {
-            self.buckets[slot.bucket].merge(plan);
+        let slot = &layout.slots[parameter];
+        match &self.plan.leaves[self.leaf] {
+            LeafPlan::Keep => self.kept[parameter] = Some(gradient),
+            LeafPlan::Sum(plan) => {
+                let kept = if plan.kept { self.kept[parameter].take() } else { None };
+                let kept = kept.as_ref().map(flat::elements);
+                self.buckets[slot.bucket].add(plan, slot.range(), kept, flat::elements(&gradient));
+            }
         }
-        complete
+        self.missing_in[slot.bucket] -= 1;
+        self.missing_in[slot.bucket] == 0
     }
 
     /// The trained parameters whose gradient has not come.
@@ -154,16 +169,20 @@ mod tests {
         Layout::simple(specs, 1 << 20)
     }
 
+    fn ones(elements: i64) -> Tensor {
+        Tensor::ones([elements], (tch::Kind::Float, tch::Device::Cpu))
+    }
+
     #[test]
     fn a_bucket_is_complete_with_its_last_gradient() {
         let layout = layout();
         let mut accumulator = Accumulator::new(Accumulation::along_tree(0..2, 2), &layout);
         for leaf in 0..2 {
             accumulator.begin(&layout, leaf);
-            assert!(!accumulator.add(&layout, 2, &[1.0; 4]));
+            assert!(!accumulator.add(&layout, 2, ones(4)));
             assert_eq!(accumulator.missing(), [0, 1]);
-            assert!(accumulator.add(&layout, 1, &[1.0; 3]));
-            assert!(accumulator.add(&layout, 0, &[0.5; 8]));
+            assert!(accumulator.add(&layout, 1, ones(3)));
+            assert!(accumulator.add(&layout, 0, Tensor::from_slice(&[0.5f32; 8])));
             assert!(accumulator.missing().is_empty());
             assert_eq!(accumulator.is_last(), leaf == 1);
         }
@@ -180,8 +199,8 @@ mod tests {
         for (leaf, value) in values.into_iter().enumerate() {
             accumulator.begin(&layout, leaf);
             for parameter in 0..3 {
-                let elements = layout.slots[parameter].elements;
-                accumulator.add(&layout, parameter, &vec![value; elements]);
+                let elements = layout.slots[parameter].elements as i64;
+                accumulator.add(&layout, parameter, ones(elements) * f64::from(value));
             }
         }
         let slot = &layout.slots[1];
@@ -194,7 +213,7 @@ mod tests {
         let layout = layout();
         let mut accumulator = Accumulator::new(Accumulation::along_tree(0..1, 1), &layout);
         accumulator.begin(&layout, 0);
-        accumulator.add(&layout, 0, &[1.0; 8]);
-        accumulator.add(&layout, 0, &[1.0; 8]);
+        accumulator.add(&layout, 0, ones(8));
+        accumulator.add(&layout, 0, ones(8));
     }
 }

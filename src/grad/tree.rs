@@ -47,7 +47,7 @@ impl Node {
     }
 }
 
-/// Adds slot `from` to slot `into`, which becomes their parent.
+/// Adds slot `from` to slot `into`, which becomes their parent. Of the exchange between ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Merge {
     pub into: usize,
@@ -56,12 +56,22 @@ pub struct Merge {
 
 /// What to do with one micro-batch's gradient.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LeafPlan {
-    pub slot: usize,
-    /// The slot is empty: store. Otherwise it holds the left sibling: add.
-    pub stores: bool,
-    /// Additions that are due then, in order.
-    pub merges: Vec<Merge>,
+pub enum LeafPlan {
+    /// Its right sibling is this rank's next leaf: keep it as it is. No buffer is written, and the sum of both is
+    /// formed where it is needed.
+    Keep,
+    Sum(LeafSum),
+}
+
+/// Additions that start with one leaf, all of them in one pass over the elements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeafSum {
+    /// Its left sibling was kept: that one + this one. Otherwise this one alone.
+    pub kept: bool,
+    /// Then slot + sum, for each of these in order: the left siblings on the way up.
+    pub left: Vec<usize>,
+    /// Where the sum goes: the last of `left`, or an empty slot.
+    pub into: usize,
 }
 
 /// How one rank accumulates the leaves that it owns: a binary counter of partial sums.
@@ -80,18 +90,19 @@ impl Accumulation {
     pub fn along_tree(owned: Range<usize>, leaves: usize) -> Self {
         let mut stack: Vec<Node> = Vec::new();
         let mut plan = Self { leaves: Vec::new(), partials: Vec::new(), slots: 0 };
-        for index in owned {
+        let mut kept = false;
+        for index in owned.clone() {
             let leaf = Node::leaf(index, leaves);
-            let stores = !stack.last().is_some_and(|top| top.is_left_sibling_of(leaf));
-            if stores {
-                stack.push(leaf);
-            } else if let Some(top) = stack.last_mut() {
-                *top = leaf.parent(leaves);
+            if owned.contains(&(index + 1)) && leaf.is_left_sibling_of(Node::leaf(index + 1, leaves)) {
+                kept = true;
+                plan.leaves.push(LeafPlan::Keep);
+                continue;
             }
-            let slot = stack.len() - 1;
+            let sum = if kept { leaf.parent(leaves) } else { leaf };
+            let left = climb(&mut stack, sum, leaves);
             plan.slots = plan.slots.max(stack.len());
-            let merges = collapse(&mut stack, leaves);
-            plan.leaves.push(LeafPlan { slot, stores, merges });
+            plan.leaves.push(LeafPlan::Sum(LeafSum { kept, left, into: stack.len() - 1 }));
+            kept = false;
         }
         plan.partials = stack;
         plan
@@ -101,22 +112,23 @@ impl Accumulation {
     /// ranks.
     pub fn one_after_another(owned: Range<usize>, leaves: usize) -> Self {
         let first = owned.start;
-        let plan = |index| LeafPlan { slot: 0, stores: index == first, merges: Vec::new() };
+        let left = |index| if index == first { Vec::new() } else { vec![0] };
+        let plan = |index| LeafPlan::Sum(LeafSum { kept: false, left: left(index), into: 0 });
         Self { leaves: owned.map(plan).collect(), partials: vec![Node::leaf(first, leaves)], slots: 1 }
     }
 }
 
-/// Merges siblings at the top of the stack for as long as there are some.
-fn collapse(stack: &mut Vec<Node>, leaves: usize) -> Vec<Merge> {
-    let mut merges = Vec::new();
-    while let [.., left, right] = stack[..]
-        && left.is_left_sibling_of(right)
-    {
-        stack.truncate(stack.len() - 2);
-        stack.push(left.parent(leaves));
-        merges.push(Merge { into: stack.len() - 1, from: stack.len() });
+/// Adds a subtree to its left siblings at the top of the stack for as long as there are some, and pushes what comes of
+/// it. Returns the siblings' slots, which are their positions in the stack.
+fn climb(stack: &mut Vec<Node>, mut node: Node, leaves: usize) -> Vec<usize> {
+    let mut left = Vec::new();
+    while stack.last().is_some_and(|top| top.is_left_sibling_of(node)) {
+        stack.pop();
+        left.push(stack.len());
+        node = node.parent(leaves);
     }
-    merges
+    stack.push(node);
+    left
 }
 
 /// The additions that turn partial sums, given in leaf order and covering all leaves, into the root: slots are
@@ -184,13 +196,17 @@ mod tests {
     fn partial_sums(owned: Range<usize>, leaves: usize) -> (Accumulation, Vec<String>) {
         let plan = Accumulation::along_tree(owned.clone(), leaves);
         let mut slots = vec![String::new(); plan.slots];
+        let mut kept_leaf = None;
         for (leaf, step) in owned.zip(&plan.leaves) {
-            slots[step.slot] = match step.stores {
-                true => leaf.to_string(),
-                false => format!("({}+{leaf})", slots[step.slot]),
+            let LeafPlan::Sum(LeafSum { kept, left, into }) = step else {
+                assert_eq!(kept_leaf.replace(leaf), None);
+                continue;
             };
-            step.merges.iter().for_each(|&merge| add(&mut slots, merge));
+            assert_eq!(kept_leaf.is_some(), *kept);
+            let sum = kept_leaf.take().map_or(leaf.to_string(), |kept| format!("({kept}+{leaf})"));
+            slots[*into] = left.iter().fold(sum, |sum, &slot| format!("({}+{sum})", slots[slot]));
         }
+        assert_eq!(kept_leaf, None);
         slots.truncate(plan.partials.len());
         (plan, slots)
     }
@@ -218,7 +234,11 @@ mod tests {
     #[test]
     fn one_after_another_is_another_sum() {
         let plan = Accumulation::one_after_another(0..4, 4);
-        assert!(plan.leaves[0].stores && plan.leaves[1..].iter().all(|leaf| !leaf.stores));
+        let left = |leaf: &LeafPlan| match leaf {
+            LeafPlan::Sum(sum) => sum.left.clone(),
+            LeafPlan::Keep => panic!("nothing is kept"),
+        };
+        assert_eq!(plan.leaves.iter().map(left).collect::<Vec<_>>(), [vec![], vec![0], vec![0], vec![0]]);
         assert_ne!("(((0+1)+2)+3)", root(4));
     }
 
@@ -226,7 +246,7 @@ mod tests {
     fn one_leaf_a_rank_needs_one_buffer_and_many_need_few() {
         assert_eq!(Accumulation::along_tree(3..4, 8).slots, 1);
         assert_eq!(Accumulation::along_tree(0..2, 8).slots, 1);
-        assert_eq!(Accumulation::along_tree(0..64, 64).slots, 6);
+        assert_eq!(Accumulation::along_tree(0..64, 64).slots, 5);
     }
 
     proptest! {

@@ -1,7 +1,7 @@
 //! The parts of one step that compute.
 
 use lockstep_record::exit;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use super::stopwatch::Stopwatch;
 use crate::config::Config;
@@ -104,9 +104,9 @@ fn backward(
     };
     let mut prints = vec![None; if record { layout.parameters.len() } else { 0 }];
     accumulator.begin(layout, position);
-    let mut add = |accumulator: &mut Accumulator, index: usize, gradient: &[f32]| {
+    let mut add = |accumulator: &mut Accumulator, index: usize, gradient: Tensor| {
         if let Some(print) = prints.get_mut(index) {
-            *print = Some(Fingerprint::of(gradient));
+            *print = Some(Fingerprint::of(flat::elements(&gradient)));
         }
         if accumulator.add(layout, index, gradient) && accumulator.is_last() {
             reducer.complete(layout.slots[index].bucket, accumulator, &update);
@@ -114,13 +114,16 @@ fn backward(
     };
     hooks.backward(loss, &mut |index, gradient| {
         usage.note(index, true);
-        let gradient = gradient.contiguous();
-        add(accumulator, index, flat::elements(&gradient));
+        add(accumulator, index, gradient.contiguous());
     })?;
     // What the loss does not depend on counts as zero, and is really added: −0 + 0 is +0.
     for index in accumulator.missing() {
         usage.note(index, false);
-        add(accumulator, index, &vec![0.0; layout.slots[index].elements]);
+        add(
+            accumulator,
+            index,
+            Tensor::zeros([layout.slots[index].elements as i64], (Kind::Float, Device::Cpu)),
+        );
     }
     Ok(prints.into_iter().flatten().collect())
 }
