@@ -185,6 +185,11 @@ pub struct Parallel {
     /// MiB. It does not change bits.
     #[schemars(range(max = 16_384), extend("exclusiveMinimum" = 0))]
     pub edge_bucket_mb: f64,
+    /// Largest message of gradients and parameters between hosts, in KiB: what is longer travels as several. Messages that
+    /// Open MPI sends over TCP without asking the receiver first (up to 64 KiB with their headers) keep a link busy; over
+    /// a network with remote memory access, longer ones may be faster. It does not change bits.
+    #[schemars(range(min = 1, max = 1_048_576))]
+    pub message_kb: usize,
     /// Communicate on a thread of its own while backward goes on. It does not change bits.
     pub overlap: bool,
     /// How freely threads may call MPI. `overlap` needs `multiple` or `serialized`; where the library provides less than

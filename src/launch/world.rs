@@ -1,8 +1,6 @@
 //! Joining the world. The communicator is the truth about rank and size; what the launcher left in the environment
 //! only says whether to start MPI, and cross-checks it.
 
-use std::time::Duration;
-
 use lockstep_record::exit;
 
 use super::Failure;
@@ -69,8 +67,7 @@ pub fn join(parallel: &Parallel, env: Env) -> Result<Box<dyn Comm>, Failure> {
     let comm: Box<dyn Comm> = match choose(parallel.backend, env) {
         Choice::Solo => Box::new(SoloComm),
         Choice::Mpi => {
-            let timeout = Duration::from_secs_f64(parallel.timeout_s);
-            let comm = MpiComm::start(timeout, parallel.mpi_threads, parallel.check_collectives);
+            let comm = MpiComm::start(parallel);
             Box::new(comm.map_err(|error| Failure::alone(exit::BOOTSTRAP, error))?)
         }
     };

@@ -5,6 +5,7 @@
 //! one point, before the optimizer. Where only one thread may communicate, or `parallel.overlap` is off, the same
 //! work is done at that point instead: the bits cannot tell.
 
+mod scheduling;
 mod worker;
 
 use std::cell::RefCell;

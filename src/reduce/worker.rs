@@ -130,6 +130,7 @@ impl Worker {
         let (outbox, done) = channel();
         let work = move || {
             tch::set_num_threads(desk.0.threads);
+            super::scheduling::ask_for_short_turns();
             for job in inbox {
                 let result = desk.execute(&*comm, job);
                 let failed = result.is_err();

@@ -124,12 +124,9 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Rank 0 makes the initial parameters and everybody gets them.
+    /// Makes the initial parameters.
     pub fn initialise(&mut self) -> Result<(), Failure> {
-        if self.comm.rank() == 0 {
-            self.parameters.fill_initial(&self.layout, &self.initial, self.config.run.seed);
-        }
-        self.parameters.broadcast(self.comm)?;
+        self.parameters.initialise(&self.layout, &self.initial, self.config.run.seed, self.comm)?;
         self.agree_on_parameters()
     }
 

@@ -44,9 +44,20 @@ impl Parameters {
         &mut self.buffers
     }
 
-    /// First values, each parameter from a stream of its own.
-    pub fn fill_initial(&mut self, layout: &Layout, initial: &[Initial], seed: u64) {
+    /// First values, each parameter from a stream of its own. The ranks share the work bucket by bucket, and everybody
+    /// gets the result.
+    pub fn initialise(
+        &mut self,
+        layout: &Layout,
+        initial: &[Initial],
+        seed: u64,
+        comm: &dyn Comm,
+    ) -> Result<(), CommError> {
+        let maker = |bucket: usize| bucket % comm.size();
         for (index, (slot, initial)) in layout.slots.iter().zip(initial).enumerate() {
+            if maker(slot.bucket) != comm.rank() {
+                continue;
+            }
             let values = &mut self.buffers[slot.bucket].as_mut_slice()[slot.range()];
             match *initial {
                 Initial::Constant(value) => values.fill(value),
@@ -55,11 +66,10 @@ impl Parameters {
                 }
             }
         }
-    }
-
-    /// Rank 0's values to everybody.
-    pub fn broadcast(&mut self, comm: &dyn Comm) -> Result<(), CommError> {
-        self.buffers.iter_mut().try_for_each(|flat| comm.broadcast(0, flat::bytes_mut(flat.as_mut_slice())))
+        let share = |(bucket, flat): (usize, &mut Flat)| {
+            comm.broadcast(maker(bucket), flat::bytes_mut(flat.as_mut_slice()))
+        };
+        self.buffers.iter_mut().enumerate().try_for_each(share)
     }
 
     /// One digest of all buffers.

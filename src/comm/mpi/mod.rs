@@ -1,25 +1,29 @@
 //! Collectives over MPI. The calls go through the C interface, because the safe one drops return codes. Each starts a
 //! non-blocking operation and looks after it politely until it is done: see [`super::patience`].
 
+mod arguments;
+mod start;
+
 use std::cell::Cell;
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use lockstep_record::RunDir;
 use mpi::Threading;
 use mpi::ffi;
-use mpi::topology::Communicator;
 
 use super::call::{Call, Channel};
 use super::check::{self, Lengths, Peers};
 use super::patience::{Pace, Patience};
-use super::side_channel::SideChannel;
 use super::watchdog::Watchdog;
 use super::{Comm, CommError, Incoming, Outgoing};
-use crate::config::schema::MpiThreads;
+use arguments::{count, layout, read, write};
+use start::{Finalizer, end_all_ranks};
 
-/// Bytes that travel as one MPI message at most: its counts are 32 bits.
+pub use arguments::describe;
+pub use start::abort_if_started;
+
+/// Bytes that travel as one MPI message at most: its counts are 32 bits. Between hosts, `parallel.message_kb` is less.
 const MESSAGE_BYTES: usize = 1 << 30;
 /// All messages have the same tag: between two ranks they arrive in the order sent.
 const TAG: c_int = 0;
@@ -34,6 +38,8 @@ pub struct MpiComm {
     /// Held during each call into MPI where the library lets threads take turns only.
     turn: Option<Arc<Mutex<()>>>,
     check_collectives: bool,
+    /// Of an exchange, at most: the same on all ranks.
+    message_bytes: usize,
     watchdog: Arc<Watchdog>,
     bytes_sent: Cell<u64>,
     /// Of the training thread's. It is dropped after the watchdog, whose thread must ask MPI nothing then.
@@ -45,53 +51,6 @@ pub struct MpiComm {
 unsafe impl Send for MpiComm {}
 
 impl MpiComm {
-    /// Starts MPI. `timeout` is the longest that a collective may take; `wanted` how freely threads shall use MPI;
-    /// `check_collectives` makes the ranks compare each collective before data move.
-    pub fn start(timeout: Duration, wanted: MpiThreads, check_collectives: bool) -> Result<Self, CommError> {
-        let wanted = match wanted {
-            MpiThreads::Multiple => Threading::Multiple,
-            MpiThreads::Serialized => Threading::Serialized,
-            MpiThreads::Funneled => Threading::Funneled,
-        };
-        let failed = |reason: String| CommError::Failed { operation: "MPI_Init", reason };
-        let (universe, threading) = mpi::initialize_with_threading(wanted)
-            .ok_or_else(|| failed("MPI was already initialised".into()))?;
-        let world = universe.world();
-        let (rank, size) = (world.rank() as usize, world.size() as usize);
-        // `Finalizer` does its work instead, because the universe cannot be sent to another thread.
-        std::mem::forget(universe);
-        // SAFETY: MPI is initialised; errors then come back as return codes instead of ending the process.
-        unsafe { ffi::MPI_Comm_set_errhandler(ffi::RSMPI_COMM_WORLD, ffi::RSMPI_ERRORS_RETURN) };
-        let watchdog =
-            Watchdog::start(rank, size, timeout, end_all_ranks).map_err(|error| failed(error.to_string()))?;
-        // Some libraries give more than was asked for.
-        let threading = if (wanted as u8) < threading as u8 { wanted } else { threading };
-        let comm = Self {
-            rank,
-            size,
-            // SAFETY: MPI is initialised.
-            communicator: unsafe { ffi::RSMPI_COMM_WORLD },
-            pace: Pace::Eager,
-            threading,
-            turn: (threading == Threading::Serialized).then(Arc::default),
-            check_collectives,
-            watchdog: Arc::new(watchdog),
-            bytes_sent: Cell::new(0),
-            _finalizer: Some(Finalizer),
-        };
-        if threading == Threading::Multiple {
-            let _watch = comm.watchdog.watch(comm.control("set-up of communicators", 0));
-            comm.watchdog.connect(SideChannel::duplicate(rank, size)?);
-        }
-        Ok(comm)
-    }
-
-    /// Name and version of the MPI library, for example `Open MPI v4.1.4`.
-    pub fn library_version() -> String {
-        let text = mpi::environment::library_version().unwrap_or_default();
-        text.split(',').next().unwrap_or_default().trim().to_owned()
-    }
-
     /// A collective on gradients or parameters.
     fn data(&self, operation: &'static str, elements: usize) -> Call {
         let bucket = self.watchdog.position().bucket();
@@ -174,7 +133,7 @@ impl MpiComm {
             Ok::<(), CommError>(())
         };
         for recv in recvs {
-            for chunk in recv.bytes.chunks_mut(MESSAGE_BYTES) {
+            for chunk in recv.bytes.chunks_mut(self.message_bytes) {
                 let (place, length, from) = (write(chunk), chunk.len() as c_int, recv.from as c_int);
                 post(&|request| unsafe {
                     ffi::MPI_Irecv(place, length, bytes, from, TAG, self.communicator, request)
@@ -183,7 +142,7 @@ impl MpiComm {
         }
         for send in sends {
             self.bytes_sent.update(|sent| sent + send.bytes.len() as u64);
-            for chunk in send.bytes.chunks(MESSAGE_BYTES) {
+            for chunk in send.bytes.chunks(self.message_bytes) {
                 let (place, length, to) = (read(chunk), chunk.len() as c_int, send.to as c_int);
                 post(&|request| unsafe {
                     ffi::MPI_Isend(place, length, bytes, to, TAG, self.communicator, request)
@@ -247,77 +206,6 @@ impl Peers for MpiComm {
             ffi::MPI_Ialltoall(read(mine), 1, count, write(&mut all), 1, count, self.communicator, request)
         };
         self.complete("check of a collective", swap).map(|()| all)
-    }
-}
-
-/// Finalises MPI when it is dropped.
-struct Finalizer;
-
-impl Drop for Finalizer {
-    fn drop(&mut self) {
-        // SAFETY: MPI was initialised, and the communication thread has been joined.
-        unsafe { ffi::MPI_Finalize() };
-    }
-}
-
-fn end_all_ranks(exit_code: i32) {
-    // SAFETY: MPI is initialised, and nothing follows. Less than MPI_THREAD_MULTIPLE would not allow it from every thread,
-    // but the alternative is to hang.
-    unsafe { ffi::MPI_Abort(ffi::RSMPI_COMM_WORLD, exit_code) };
-}
-
-/// Ends all ranks if MPI runs.
-pub fn abort_if_started(exit_code: i32) {
-    let (mut started, mut finished): (c_int, c_int) = (0, 0);
-    // SAFETY: both questions may be asked at any time.
-    unsafe {
-        ffi::MPI_Initialized(&mut started);
-        ffi::MPI_Finalized(&mut finished);
-    }
-    if started != 0 && finished == 0 {
-        end_all_ranks(exit_code);
-    }
-}
-
-/// MPI's own words for an error.
-pub fn describe(code: c_int) -> String {
-    let mut text = [0u8; 1024];
-    let mut length: c_int = 0;
-    // SAFETY: the buffer is larger than any MPI library's MPI_MAX_ERROR_STRING.
-    unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr().cast(), &mut length) };
-    String::from_utf8_lossy(&text[..length.clamp(0, 1023) as usize]).into_owned()
-}
-
-/// A count of elements as MPI takes it.
-fn count(operation: &'static str, elements: usize) -> Result<c_int, CommError> {
-    c_int::try_from(elements).map_err(|_| CommError::TooLarge { operation, elements })
-}
-
-/// MPI's counts and displacements of messages that lie back to back.
-fn layout(operation: &'static str, counts: &[usize]) -> Result<(Vec<c_int>, Vec<c_int>), CommError> {
-    count(operation, counts.iter().sum())?;
-    let offsets = counts.iter().scan(0, |end, &count| {
-        let start = *end;
-        *end += count as c_int;
-        Some(start)
-    });
-    Ok((counts.iter().map(|&count| count as c_int).collect(), offsets.collect()))
-}
-
-/// Where MPI reads from. Rust's empty slice of bytes lies at address 1, which is Open MPI's MPI_IN_PLACE,
-/// so an empty slice is given another address.
-fn read<T>(slice: &[T]) -> *const c_void {
-    match slice.is_empty() {
-        true => std::ptr::dangling::<u64>().cast(),
-        false => slice.as_ptr().cast(),
-    }
-}
-
-/// Where MPI writes to; see [`read`].
-fn write<T>(slice: &mut [T]) -> *mut c_void {
-    match slice.is_empty() {
-        true => std::ptr::dangling_mut::<u64>().cast(),
-        false => slice.as_mut_ptr().cast(),
     }
 }
 
