@@ -1,6 +1,7 @@
-//! Ends all ranks when a collective outlasts its limit: a rank that has stopped is noticed by nobody else. Before that
+//! Ends all ranks when a collective makes no progress for its limit: a rank that has stopped is noticed by nobody else. Before that
 //! it asks the other ranks' watchdogs what they are doing, and every rank writes its flight recorder.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -33,6 +34,8 @@ struct Shared {
     end_all_ranks: fn(i32),
     started: Instant,
     position: Position,
+    /// When this rank's last message was done.
+    progressed_us: AtomicU64,
     recorder: Mutex<FlightRecorder>,
     run: OnceLock<RunDir>,
     side_channel: OnceLock<SideChannel>,
@@ -74,6 +77,7 @@ impl Watchdog {
             end_all_ranks,
             started: Instant::now(),
             position: Position::default(),
+            progressed_us: AtomicU64::new(0),
             recorder: Mutex::default(),
             run: OnceLock::new(),
             side_channel: OnceLock::new(),
@@ -112,6 +116,11 @@ impl Watchdog {
         Watch { shared, ticket, state: FlightState::Done }
     }
 
+    /// A message has arrived or left: whatever is in progress has its whole limit again.
+    pub fn progressed(&self) {
+        self.shared.progressed_us.store(self.shared.now_us(), Relaxed);
+    }
+
     /// The sequence number of the channel's newest collective.
     pub fn sequence(&self, channel: Channel) -> u64 {
         self.shared.recorder().sequence(channel)
@@ -135,11 +144,16 @@ impl Shared {
         self.recorder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The collective that has outlasted the limit.
+    /// The collective that has made no progress for longer than the limit.
     fn overdue(&self) -> Option<Entry> {
-        let limit = self.limit.as_micros() as u64;
-        let now = self.now_us();
-        self.recorder().oldest_running().filter(|entry| now.saturating_sub(entry.started_us) > limit).copied()
+        self.overdue_beyond(self.limit)
+    }
+
+    fn overdue_beyond(&self, limit: Duration) -> Option<Entry> {
+        let limit = limit.as_micros() as u64;
+        let (now, progressed) = (self.now_us(), self.progressed_us.load(Relaxed));
+        let idle = |entry: &Entry| now.saturating_sub(entry.started_us.max(progressed));
+        self.recorder().oldest_running().filter(|entry| idle(entry) > limit).copied()
     }
 
     fn doing(&self) -> Doing {
@@ -241,4 +255,37 @@ fn end_at_last(end_all_ranks: fn(i32)) {
         // SAFETY: ends the process at once.
         unsafe { libc::_exit(exit::WATCHDOG) }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_gives_a_collective_its_whole_limit_again() {
+        let call = Call {
+            operation: "all-gather",
+            elements: 1,
+            bytes: 4,
+            dtype: "f32",
+            bucket: None,
+            channel: Channel::Data,
+        };
+        let limit = Duration::from_millis(200);
+        let watchdog = Watchdog::start(0, 1, Duration::from_secs(3600), |_| {}).unwrap();
+        let overdue_after = |pause| {
+            std::thread::sleep(pause);
+            let idle = watchdog.shared.overdue_beyond(limit);
+            idle.is_some()
+        };
+        assert!(!overdue_after(limit));
+        let watch = watchdog.watch(call);
+        assert!(!overdue_after(limit / 2));
+        watchdog.progressed();
+        // Begun longer ago than the limit, but its last message was not.
+        assert!(!overdue_after(limit * 3 / 4));
+        assert!(overdue_after(limit / 2));
+        drop(watch);
+        assert!(!overdue_after(Duration::ZERO));
+    }
 }

@@ -203,6 +203,10 @@ impl Strategy for PowerSgd {
         Ok(())
     }
 
+    fn publishes(&self) -> bool {
+        self.inner.publishes()
+    }
+
     fn publish(&mut self, comm: &dyn Comm, bucket: usize, parameters: &mut Flat) -> Result<(), CommError> {
         self.inner.publish(comm, bucket, parameters)
     }

@@ -13,10 +13,6 @@ impl Strategy for Nobody {
     fn reduce(&mut self, _: &dyn Comm, _: usize, _: &mut PartialSums) -> Result<(), CommError> {
         unreachable!("the bucket has matrices")
     }
-
-    fn publish(&mut self, _: &dyn Comm, _: usize, _: &mut Flat) -> Result<(), CommError> {
-        Ok(())
-    }
 }
 
 fn layout(shapes: &[&[i64]]) -> Layout {

@@ -102,6 +102,10 @@ impl Strategy for Rounded {
         }
     }
 
+    fn publishes(&self) -> bool {
+        self.inner.publishes()
+    }
+
     fn publish(&mut self, comm: &dyn Comm, bucket: usize, parameters: &mut Flat) -> Result<(), CommError> {
         self.inner.publish(comm, bucket, parameters)
     }

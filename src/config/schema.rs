@@ -195,7 +195,7 @@ pub struct Parallel {
     /// How freely threads may call MPI. `overlap` needs `multiple` or `serialized`; where the library provides less than
     /// what is asked for, the training thread communicates after backward, and a warning says so.
     pub mpi_threads: MpiThreads,
-    /// Seconds that a collective may take before all ranks are ended with exit code 90.
+    /// Seconds that a collective may make no progress before all ranks are ended with exit code 90.
     #[schemars(range(max = 1_000_000), extend("exclusiveMinimum" = 0))]
     pub timeout_s: f64,
     /// Compare what the ranks are about to call before each collective, and end them with exit code 1 if they differ:

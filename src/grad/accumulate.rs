@@ -64,7 +64,7 @@ impl PartialSums {
                 None => sum.copy_from_slice(&gradient[start..end]),
             }
             for &slot in &plan.left {
-                flat::add_to(&self.slots[slot].as_slice()[place.clone()], sum);
+                flat::add(sum, &self.slots[slot].as_slice()[place.clone()]);
             }
             self.slots[plan.into].as_mut_slice()[place].copy_from_slice(sum);
             start = end;

@@ -76,14 +76,6 @@ pub fn add(sum: &mut [f32], other: &[f32]) {
     }
 }
 
-/// `sum[i] = left[i] + sum[i]`: which of two NaNs comes out depends on the order.
-pub fn add_to(left: &[f32], sum: &mut [f32]) {
-    assert_eq!(sum.len(), left.len());
-    for (sum, left) in sum.iter_mut().zip(left) {
-        *sum = left + *sum;
-    }
-}
-
 /// `sum[i] = left[i] + right[i]`.
 pub fn sum(left: &[f32], right: &[f32], sum: &mut [f32]) {
     assert!(left.len() == sum.len() && right.len() == sum.len());

@@ -32,6 +32,8 @@ pub struct Reducer<'a> {
     ready: Vec<Job>,
     /// The planted bug: buckets go in the opposite order.
     reverses: bool,
+    /// Whether the strategy brings updated parameters to the other ranks.
+    publishes: bool,
     state: RefCell<State>,
 }
 
@@ -56,7 +58,7 @@ impl<'a> Reducer<'a> {
     /// `comm` is the training thread's; with `overlap` a second one is made for the communication thread, if it can
     /// be. All ranks call it.
     pub fn new(comm: &'a dyn Comm, tools: Tools, overlap: bool) -> Result<Self, CommError> {
-        let buckets = tools.buckets();
+        let (buckets, publishes) = (tools.buckets(), tools.strategy.publishes());
         let reverses = strikes(Mutation::BucketOrder, comm.rank(), comm.size());
         let other = if overlap { comm.for_another_thread()? } else { None };
         let way = match other {
@@ -70,6 +72,7 @@ impl<'a> Reducer<'a> {
             gone: 0,
             ready: Vec::new(),
             reverses,
+            publishes,
             state: RefCell::new(state),
         })
     }
@@ -141,9 +144,12 @@ impl<'a> Reducer<'a> {
         Ok(reduced.into_iter().flatten().enumerate().map(back).collect())
     }
 
-    /// Sends this rank's part of a bucket's new parameters on its way to the others. `parameters` is not to be touched
-    /// before [`Reducer::arrive`].
+    /// Sends this rank's part of a bucket's new parameters on its way to the others, if they need it. `parameters` is not
+    /// to be touched before [`Reducer::arrive`].
     pub fn publish(&self, bucket: usize, parameters: &Flat) -> Result<(), CommError> {
+        if !self.publishes {
+            return Ok(());
+        }
         self.state.borrow_mut().publishing[bucket] = true;
         let job = Job::Publish { bucket, parameters: parameters.same_memory() };
         match &self.way {

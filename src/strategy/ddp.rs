@@ -7,7 +7,6 @@ use crate::comm::{Comm, CommError};
 use crate::config::schema::Reduction;
 use crate::grad::accumulate::PartialSums;
 use crate::grad::exchange::{Exchange, all_gather};
-use crate::grad::flat::Flat;
 use crate::mutate::{Mutation, strikes};
 
 pub struct Ddp {
@@ -45,9 +44,5 @@ impl Strategy for Ddp {
                 all_gather(comm, sums.gradient_mut().as_mut_slice(), gathered)
             }
         }
-    }
-
-    fn publish(&mut self, _: &dyn Comm, _: usize, _: &mut Flat) -> Result<(), CommError> {
-        Ok(())
     }
 }

@@ -3,16 +3,11 @@
 use super::Strategy;
 use crate::comm::{Comm, CommError};
 use crate::grad::accumulate::PartialSums;
-use crate::grad::flat::Flat;
 
 pub struct Local;
 
 impl Strategy for Local {
     fn reduce(&mut self, _: &dyn Comm, _: usize, _: &mut PartialSums) -> Result<(), CommError> {
-        Ok(())
-    }
-
-    fn publish(&mut self, _: &dyn Comm, _: usize, _: &mut Flat) -> Result<(), CommError> {
         Ok(())
     }
 }

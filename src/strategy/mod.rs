@@ -29,8 +29,15 @@ pub trait Strategy: Send {
     /// Turns the ranks' partial sums of a bucket into the step's gradient, at least over the part that this rank owns.
     fn reduce(&mut self, comm: &dyn Comm, bucket: usize, sums: &mut PartialSums) -> Result<(), CommError>;
 
-    /// Brings a bucket's updated parameters to every rank.
-    fn publish(&mut self, comm: &dyn Comm, bucket: usize, parameters: &mut Flat) -> Result<(), CommError>;
+    /// Whether updated parameters have to be brought to the other ranks.
+    fn publishes(&self) -> bool {
+        false
+    }
+
+    /// Brings a bucket's updated parameters to every rank, under a strategy that publishes.
+    fn publish(&mut self, _: &dyn Comm, _: usize, _: &mut Flat) -> Result<(), CommError> {
+        Ok(())
+    }
 }
 
 /// What strategies are made from.

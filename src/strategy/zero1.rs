@@ -57,6 +57,10 @@ impl Strategy for Zero1 {
         Ok(())
     }
 
+    fn publishes(&self) -> bool {
+        true
+    }
+
     fn publish(&mut self, comm: &dyn Comm, bucket: usize, parameters: &mut Flat) -> Result<(), CommError> {
         all_gather(comm, parameters.as_mut_slice(), &self.shards[bucket])
     }

@@ -159,25 +159,32 @@ impl MpiComm {
         bytes.into_iter().map(|bytes| c_int::try_from(bytes).unwrap_or(c_int::MAX)).collect()
     }
 
-    /// Until all requests are done.
+    /// Until all requests are done. Each that is done is progress to the watchdog.
     fn wait(&self, operation: &'static str, requests: &mut [ffi::MPI_Request]) -> Result<(), CommError> {
         let mut patience = Patience::new(self.pace);
-        loop {
+        let mut which = vec![0; requests.len()];
+        let mut left = requests.len() as c_int;
+        while left > 0 {
             let mut done: c_int = 0;
-            // SAFETY: the requests are live, and what they read and write is borrowed by the caller of `self`.
+            // SAFETY: the requests are live or done, and what they read and write is borrowed by the caller of `self`;
+            // `which` has room for all.
             self.call(operation, || unsafe {
-                ffi::MPI_Testall(
+                ffi::MPI_Testsome(
                     requests.len() as c_int,
                     requests.as_mut_ptr(),
                     &mut done,
+                    which.as_mut_ptr(),
                     ffi::RSMPI_STATUSES_IGNORE,
                 )
             })?;
-            if done != 0 {
-                return Ok(());
+            if done > 0 {
+                left -= done;
+                self.watchdog.progressed();
+            } else {
+                patience.pause();
             }
-            patience.pause();
         }
+        Ok(())
     }
 }
 
