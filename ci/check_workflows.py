@@ -1,4 +1,5 @@
-"""Nothing exists only in YAML: each step of a workflow is one call of a script of ci/ that .ci/run runs as well.
+"""Nothing exists only in YAML: each step of a workflow is one call of a script of ci/ that .ci/run runs as well, and jobs
+that name a container take the one of ci/versions.env.
 
 Usage: check_workflows.py ROOT. Prints what is wrong, and ends with 1 if anything is.
 """
@@ -75,12 +76,17 @@ def problem_of_step(command, root, reached):
 def problems(root):
     """Everything wrong with the workflows of a checkout, one line each."""
     reached = Reached(root)
+    versions = dict(re.findall(r"^(\w+)=(.*)$", (root / "ci/versions.env").read_text(), re.MULTILINE))
+    image = versions["BUILD_IMAGE"]
     files = sorted((root / ".github/workflows").glob("*.yml"))
     if not files:
         yield ".github/workflows has no *.yml"
     for file in files:
         for name, job in YAML(typ="safe").load(file)["jobs"].items():
             place = f"{file.relative_to(root)}: job {name}"
+            container = job.get("container", image)
+            if container not in (image, {"image": image, "options": "--privileged"}):
+                yield f"{place}: its container is not {image}, the BUILD_IMAGE of ci/versions.env"
             if "timeout-minutes" not in job:
                 yield f"{place}: has no timeout-minutes"
             for step in job["steps"]:
