@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test lint clean-cache
+.PHONY: help setup build demo bench test lint clean-cache
 
 # Limits, in seconds: nothing here may hang.
 DEMO_LIMIT_S := 3600
@@ -22,8 +22,10 @@ help: ## This list
 setup: ## Find or install MPI, libtorch and libclang (make demo and make test do it by themselves)
 	@ci/setup
 
-demo: setup ## Train alone, with DDP and with ZeRO-1, and prove the runs equal bit for bit
+build: setup ## Both programs, as make demo and make test use them
 	@$(LIMITED) $(DEMO_LIMIT_S) cargo build --workspace
+
+demo: build ## Train alone, with DDP and with ZeRO-1, and prove the runs equal bit for bit
 	@$(LIMITED) $(DEMO_LIMIT_S) ci/demo
 
 bench: ## Measure ours against PyTorch and DeepSpeed in pairs: hours (ONLY='PATTERN ...' for a part)

@@ -202,6 +202,23 @@ fn a_foreign_trainer_that_is_not_installed_is_skipped_not_passed() {
 }
 
 #[test]
+fn what_cases_require_is_asked_once_for_each_command() {
+    let stand = Stand::new();
+    let asked = stand.path("asked");
+    let case = |name: &str, word: &str| {
+        let requires = format!("[/bin/sh, -c, \"echo {word} >>{}; [ {word} = there ]\"]", asked.display());
+        format!("{{ name: {name}, command: [/bin/false], requires: {requires} }}")
+    };
+    let cases = [case("a", "there"), case("b", "there"), case("c", "missing"), case("d", "missing")];
+    let (_, out) = stand.verify(&cases.join(", "));
+    assert_eq!(std::fs::read_to_string(&asked).unwrap(), "there\nmissing\n", "{out}");
+    // Each case still gets the answer.
+    let row = |name: &str| out.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    assert!(["g/a", "g/b"].iter().all(|name| row(name).contains("COULD NOT RUN")), "{out}");
+    assert!(["g/c", "g/d"].iter().all(|name| row(name).contains("skipped")), "{out}");
+}
+
+#[test]
 fn a_plan_of_which_everything_is_skipped_is_no_success() {
     let stand = Stand::new();
     let (code, out) = stand.verify("{ name: other, command: [x], requires: [/bin/false] }");

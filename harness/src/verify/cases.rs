@@ -1,5 +1,7 @@
 //! One case: its launches, what its record says about them, and the comparison with its golden run.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -22,6 +24,8 @@ pub(super) struct Runner {
     pub work_dir: PathBuf,
     pub stop: Arc<AtomicBool>,
     pub keep_checkpoints: Keep,
+    /// What `requires` commands answered: importing PyTorch takes seconds, and many cases ask for it.
+    pub probed: RefCell<HashMap<Vec<String>, Result<(), String>>>,
 }
 
 /// Why a case has no comparison.
@@ -73,7 +77,7 @@ impl Runner {
                 let (plan_dir, trainer) = (&plan.folder, &self.trainer);
                 let places = Places { plan_dir, trainer, golden, run_dir: &run_dir, ranks: *ranks };
                 if !requires.is_empty() {
-                    probe(places.fill(requires), folder, &self.stop).map_err(Failure::Skipped)?;
+                    self.probe_once(places.fill(requires), folder).map_err(Failure::Skipped)?;
                 }
                 self.launch(places.fill(command), case, &folder.join("command"), launches)?;
                 let expected = Expected { ranks: *ranks, strategy: None, from_step: None };
@@ -84,6 +88,11 @@ impl Runner {
         compare(golden, &run_dir, case.mode)
             .map(Some)
             .map_err(|error| Failure::CouldNotRun(error.to_string()))
+    }
+
+    fn probe_once(&self, argv: Vec<String>, folder: &Path) -> Result<(), String> {
+        let mut probed = self.probed.borrow_mut();
+        probed.entry(argv).or_insert_with_key(|argv| probe(argv.clone(), folder, &self.stop)).clone()
     }
 
     fn run_stages(

@@ -3,6 +3,7 @@
 mod cases;
 mod plan;
 
+use std::cell::RefCell;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -84,6 +85,7 @@ pub fn verify(options: &Options, out: &mut dyn Write) -> Result<i32, VerifyError
         work_dir: work_dir.clone(),
         stop: stop_flag(&work_dir)?,
         keep_checkpoints: options.keep_checkpoints,
+        probed: RefCell::default(),
     };
     reporter.begin().map_err(VerifyError::io(&work_dir))?;
     'plan: for group in &plan.groups {
