@@ -7,7 +7,7 @@ use lockstep_record::{Manifest, Program, RECORD_VERSION, RankInfo, Segment};
 
 use super::resume::Start;
 use crate::comm::MpiComm;
-use crate::launch::Failure;
+use crate::launch::{Failure, image_digest};
 use crate::session::Session;
 use crate::torch;
 
@@ -42,9 +42,21 @@ pub fn segment(session: &Session, start: &Start) -> Result<Segment, Failure> {
         threads_per_rank: tch::get_num_threads() as u32,
         cpu_capability: torch::cpu_capability(),
         versions: versions(session),
-        container_digest: None,
+        container_digest: container_digest(session),
         ranks: ranks(session)?,
         ended: None,
+    })
+}
+
+/// Only rank 0's manifest is written, and hashing an image takes a second.
+fn container_digest(session: &Session) -> Option<String> {
+    if session.comm.rank() != 0 {
+        return None;
+    }
+    let environment = |name: &str| std::env::var(name).ok();
+    image_digest(&environment).unwrap_or_else(|unknown| {
+        tracing::warn!("{unknown}");
+        None
     })
 }
 

@@ -32,6 +32,12 @@ pub const SETUP: &str = "LOCKSTEP_SETUP";
 pub const CLUSTER: &str = "LOCKSTEP_CLUSTER";
 /// The commit that a build is of.
 pub const GIT_COMMIT: &str = "LOCKSTEP_GIT_COMMIT";
+/// Digest of the container image that a run is in.
+pub const IMAGE_DIGEST: &str = "LOCKSTEP_IMAGE_DIGEST";
+/// The image that the cluster of containers is made of.
+pub const IMAGE: &str = "LOCKSTEP_IMAGE";
+/// Where Apptainer and Singularity say which file a container is.
+pub const IMAGE_FILES: [&str; 2] = ["APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"];
 /// Thread counts of the libraries under libtorch. The trainer tells libtorch `run.threads_per_rank` itself; the harness
 /// and the tests also set these, for threads that a library starts on its own.
 pub const THREADS: [&str; 2] = ["OMP_NUM_THREADS", "MKL_NUM_THREADS"];
@@ -97,6 +103,30 @@ pub const VARIABLES: &[Variable] = &[
         meaning: "The commit that the run record names, for builds outside a git checkout.",
         default: "the checkout's",
         reader: "the build",
+    },
+    Variable {
+        name: IMAGE_DIGEST,
+        meaning: "Digest of the container image, such as `sha256:…`: the run record names it.",
+        default: "that of the SIF, where Apptainer runs it",
+        reader: "the trainer",
+    },
+    Variable {
+        name: IMAGE,
+        meaning: "The image that the containers of `docker/compose.yaml` run.",
+        default: "`lockstep:cpu`",
+        reader: "Docker's compose; `ci/test-images` sets it",
+    },
+    Variable {
+        name: IMAGE_FILES[0],
+        meaning: "The SIF that the process runs in, as Apptainer sets it: its digest goes into the run record.",
+        default: "no container",
+        reader: "the trainer",
+    },
+    Variable {
+        name: IMAGE_FILES[1],
+        meaning: "The same, from Singularity.",
+        default: "no container",
+        reader: "the trainer",
     },
     Variable {
         name: "XDG_CACHE_HOME",

@@ -1,9 +1,11 @@
 //! From separate processes to one world of ranks, and out of it again.
 
 mod failure;
+mod image;
 mod signals;
 mod world;
 
 pub use failure::{Failure, end_all_ranks_on_panic, together};
+pub use image::image_digest;
 pub use signals::StopRequest;
 pub use world::{environment_rank, join};
