@@ -110,7 +110,7 @@ fn mapped_below(folder: &Path) -> BTreeSet<PathBuf> {
 
 pub fn cpu() -> Cpu {
     let set = sched_getaffinity(Pid::from_raw(0)).ok();
-    let mask = set.map(|set| (0..CpuSet::count()).filter(|core| set.is_set(*core).unwrap_or(false)));
+    let mask = set.map(|set| (0..CpuSet::count()).filter(move |core| set.is_set(*core).unwrap_or(false)));
     let mask: Vec<usize> = mask.into_iter().flatten().collect();
     let online = first_line("/sys/devices/system/cpu/online").map_or(mask.len(), |list| list_length(&list));
     // It knows control groups of both versions.
