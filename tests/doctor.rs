@@ -37,7 +37,8 @@ impl Report {
 
     /// Asserts a finding, and returns its message.
     fn has(&self, id: &str, severity: &str) -> String {
-        let finding = self.finding(id, severity).unwrap_or_else(|| panic!("no {severity} {id}: {}", self.all()));
+        let finding =
+            self.finding(id, severity).unwrap_or_else(|| panic!("no {severity} {id}: {}", self.all()));
         assert_eq!(finding["remedy"].is_string(), severity != "ok", "{finding}");
         let expected = if severity == "error" { exit::BOOTSTRAP.into() } else { self.0["exit_code"].clone() };
         assert_eq!(self.0["exit_code"], expected);
@@ -114,7 +115,8 @@ fn a_world_of_one_under_a_launcher_of_many_is_an_error() {
 fn a_launcher_of_another_protocol() {
     let message = Report::of(doctor(1).env("PMI_RANK", "0")).has("mpi.launcher", "error");
     assert!(message.contains("the launcher speaks PMI, but Open MPI"), "{message}");
-    let version = Report::of(doctor(2).each_rank_after("export PMIX_VERSION=1.2.5")).has("pmix.version", "warning");
+    let version =
+        Report::of(doctor(2).each_rank_after("export PMIX_VERSION=1.2.5")).has("pmix.version", "warning");
     assert!(version.contains("the launcher has PMIx 1.2.5"), "{version}");
 }
 
@@ -253,7 +255,8 @@ fn two_hosts_that_do_not_share_a_run_directory() {
     assert!(report.has("path.apart", "error").contains("does not have a file that rank 0 made"));
     assert_eq!(report.ranks("path.apart", "error"), [1]);
     if report.0.to_string().contains("\"is_loopback\":false") {
-        let usable = report.finding("network.same_address", "warning").or(report.finding("network.none", "error"));
+        let usable =
+            report.finding("network.same_address", "warning").or(report.finding("network.none", "error"));
         assert!(usable.is_some(), "{}", report.all());
     }
     // Another machine's clock is asked for the time; it is the same one.
@@ -281,8 +284,12 @@ fn what_dead_programs_left() {
 fn ranks_in_unlike_images() {
     let unlike = "export APPTAINER_CONTAINER=/images/$OMPI_COMM_WORLD_RANK.sif";
     let message = Report::of(doctor(2).each_rank_after(unlike)).has("container.image", "error");
-    assert!(message.contains("/images/0.sif on rank 0") && message.contains("/images/1.sif on rank 1"), "{message}");
-    let known = doctor(1).env("APPTAINER_CONTAINER", "/images/a.sif").env("LOCKSTEP_IMAGE_DIGEST", "sha256:12");
+    assert!(
+        message.contains("/images/0.sif on rank 0") && message.contains("/images/1.sif on rank 1"),
+        "{message}"
+    );
+    let known =
+        doctor(1).env("APPTAINER_CONTAINER", "/images/a.sif").env("LOCKSTEP_IMAGE_DIGEST", "sha256:12");
     assert_eq!(Report::of(known).has("container", "ok"), "apptainer, /images/a.sif, sha256:12");
 }
 
@@ -323,7 +330,10 @@ fn gpus_and_their_driver() {
     fs::write(&source, GPUS).unwrap();
     let mut compiler = Command::new("cc");
     compiler.args(["-shared", "-fPIC", "-o"]).arg(folder.path().join("libnvidia-ml.so.1")).arg(&source);
-    assert!(compiler.status().is_ok_and(|status| status.success()), "a C compiler, which building lockstep needs");
+    assert!(
+        compiler.status().is_ok_and(|status| status.success()),
+        "a C compiler, which building lockstep needs"
+    );
     let path = folder.path().to_str().unwrap().to_owned()
         + &std::env::var("LD_LIBRARY_PATH").map(|rest| format!(":{rest}")).unwrap_or_default();
     let gpus = |ranks| doctor(ranks).env("LD_LIBRARY_PATH", &path);

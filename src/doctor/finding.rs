@@ -82,12 +82,7 @@ pub fn each(kind: &Kind, all: &[Facts], ask: impl Fn(&Facts) -> Option<String>) 
 }
 
 /// A finding if the ranks do not all give the same answer.
-pub fn agreement(
-    kind: &Kind,
-    what: &str,
-    all: &[Facts],
-    ask: impl Fn(&Facts) -> String,
-) -> Option<Finding> {
+pub fn agreement(kind: &Kind, what: &str, all: &[Facts], ask: impl Fn(&Facts) -> String) -> Option<Finding> {
     let groups = group(all, ask);
     let answers: Vec<String> =
         groups.iter().map(|(answer, members)| format!("{answer} on {}", whom(members))).collect();
@@ -128,11 +123,8 @@ pub fn whom(members: &[&Facts]) -> String {
             None => hosts.push((&facts.host, vec![facts.rank as u32])),
         }
     }
-    let named: Vec<String> = hosts
-        .iter()
-        .take(HOSTS_MAX)
-        .map(|(host, ranks)| format!("{} ({host})", ranks_text(ranks)))
-        .collect();
+    let named: Vec<String> =
+        hosts.iter().take(HOSTS_MAX).map(|(host, ranks)| format!("{} ({host})", ranks_text(ranks))).collect();
     let more = hosts.len().saturating_sub(HOSTS_MAX);
     let rest = if more > 0 { format!(", and {more} more hosts") } else { String::new() };
     named.join(", ") + &rest

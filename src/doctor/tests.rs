@@ -313,7 +313,11 @@ fn a_healthy_world_has_no_finding() {
         assert_eq!(problems(&findings), Vec::<&Finding>::new());
         let report = Report::new(&all, findings);
         assert_eq!(report.exit_code(), exit::OK);
-        assert!(report.text().ends_with("0 errors, 0 warnings, 0 notes: ready to train\n"), "{}", report.text());
+        assert!(
+            report.text().ends_with("0 errors, 0 warnings, 0 notes: ready to train\n"),
+            "{}",
+            report.text()
+        );
     }
 }
 

@@ -48,7 +48,10 @@ fn describe_gpu(facts: &Facts) -> String {
         (Some(driver), Some(devices)) => {
             let newest = facts.gpu.driver_cuda.as_deref().unwrap_or("unknown");
             let devices = count(devices, "GPU");
-            format!("{devices}, of which a rank sees {}, driver {driver}, CUDA up to {newest}", visible(facts))
+            format!(
+                "{devices}, of which a rank sees {}, driver {driver}, CUDA up to {newest}",
+                visible(facts)
+            )
         }
         (Some(driver), None) => format!("driver {driver}"),
         _ => "none, and no driver: a training runs on the CPU".into(),

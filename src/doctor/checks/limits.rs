@@ -2,7 +2,8 @@
 
 use super::or_ok;
 use crate::doctor::catalogue::{
-    HUGE_PAGES, LIMIT_FILE_SIZE, LIMIT_FILES, LIMIT_MEMLOCK, LIMIT_MEMORY, SHM_ABSENT, SHM_LEFTOVERS, SHM_SMALL,
+    HUGE_PAGES, LIMIT_FILE_SIZE, LIMIT_FILES, LIMIT_MEMLOCK, LIMIT_MEMORY, SHM_ABSENT, SHM_LEFTOVERS,
+    SHM_SMALL,
 };
 use crate::doctor::facts::Facts;
 use crate::doctor::finding::{Finding, bytes_text, count, distinct, each, hosts};
@@ -61,7 +62,8 @@ fn shm_small(all: &[Facts]) -> Vec<Finding> {
     let small = |ranks: Vec<&Facts>| {
         let needed = shm_needed(&ranks);
         // MPI has put its part there already, so what is there now is what was left.
-        let shm = ranks.iter().filter_map(|facts| facts.limits.shm.as_ref()).min_by_key(|shm| shm.free_bytes)?;
+        let shm =
+            ranks.iter().filter_map(|facts| facts.limits.shm.as_ref()).min_by_key(|shm| shm.free_bytes)?;
         (shm.free_bytes < needed).then(|| {
             let (free, total) = (bytes_text(shm.free_bytes), bytes_text(shm.total_bytes));
             let message = format!(

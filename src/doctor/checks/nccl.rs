@@ -32,7 +32,8 @@ fn describe(facts: &Facts) -> String {
 
 /// Every log of every rank; ranks that read the same file say the same.
 fn logs(all: &[Facts]) -> Vec<Finding> {
-    let first = |facts: &Facts, say: &dyn Fn(&NcclLog) -> Option<String>| facts.nccl.logs.iter().find_map(say);
+    let first =
+        |facts: &Facts, say: &dyn Fn(&NcclLog) -> Option<String>| facts.nccl.logs.iter().find_map(say);
     let mut findings = each(&NCCL_LOG, all, |facts| {
         first(facts, &|log| Some(format!("{}: {}", log.path, log.error.as_ref()?)))
     });

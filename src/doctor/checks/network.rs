@@ -77,14 +77,12 @@ fn misnamed(facts: &Facts) -> Option<String> {
 }
 
 fn first_wrong(list: &str, naming: Naming, interfaces: &[Interface]) -> Option<String> {
-    // What is excluded need not exist.
-    let list = match naming {
+    let (list, naming) = match naming {
+        // What is excluded need not exist.
         Naming::Prefix if list.starts_with('^') => return None,
-        Naming::Prefix => list.strip_prefix('=').map(|exact| (exact, Naming::Name)),
-        _ => None,
-    }
-    .unwrap_or((list, naming));
-    let (list, naming) = list;
+        Naming::Prefix => list.strip_prefix('=').map_or((list, naming), |exact| (exact, Naming::Name)),
+        _ => (list, naming),
+    };
     let entries: Vec<&str> = list.split(',').map(str::trim).filter(|entry| !entry.is_empty()).collect();
     let judge = |entry: &&str| verdict(entry, naming, interfaces);
     match naming {
@@ -103,26 +101,25 @@ fn verdict(entry: &str, naming: Naming, interfaces: &[Interface]) -> Option<Stri
         Some((network.parse::<Ipv4Addr>().ok()?, prefix.parse::<u8>().ok().filter(|prefix| *prefix <= 32)?))
     });
     if let (Naming::NameOrNetwork, Some((network, prefix))) = (naming, network) {
-        let inside = |interface: &&Interface| {
+        let inside = |interface: &Interface| {
             let mut addresses = interface.ipv4.iter();
             interface.is_up && addresses.any(|(address, _)| mask(*address, prefix) == mask(network, prefix))
         };
-        return interfaces
-            .iter()
-            .find(inside)
-            .is_none()
-            .then(|| format!("no interface is in the network {entry}"));
+        let is_any = interfaces.iter().any(inside);
+        return (!is_any).then(|| format!("no interface is in the network {entry}"));
     }
     let matches = |interface: &&Interface| match naming {
         Naming::Prefix => interface.name.starts_with(entry),
         _ => interface.name == entry,
     };
     let named: Vec<&Interface> = interfaces.iter().filter(matches).collect();
-    let has_address = |interface: &&&Interface| !interface.ipv4.is_empty() || !interface.ipv6.is_empty();
-    match (named.first(), named.iter().find(|interface| interface.is_up).filter(has_address)) {
-        (None, _) => Some(format!("there is no interface {entry}")),
-        (Some(interface), None) => Some(format!("{} is down or has no address", interface.name)),
-        _ => None,
+    let works = |interface: &&Interface| {
+        interface.is_up && (!interface.ipv4.is_empty() || !interface.ipv6.is_empty())
+    };
+    match named.first() {
+        None => Some(format!("there is no interface {entry}")),
+        Some(_) if named.iter().any(works) => None,
+        Some(interface) => Some(format!("{} is down or has no address", interface.name)),
     }
 }
 

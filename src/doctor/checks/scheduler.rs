@@ -43,9 +43,9 @@ fn under_mpirun(facts: &Facts) -> bool {
 fn other_rank(facts: &Facts) -> Option<String> {
     let srun = !under_mpirun(facts) && number(facts, "SLURM_STEP_NUM_TASKS") == Some(facts.size);
     let names = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"].into_iter();
-    let (name, value) = names
-        .chain(srun.then_some("SLURM_PROCID"))
-        .find_map(|name| number(facts, name).filter(|value| *value != facts.rank).map(|value| (name, value)))?;
+    let (name, value) = names.chain(srun.then_some("SLURM_PROCID")).find_map(|name| {
+        number(facts, name).filter(|value| *value != facts.rank).map(|value| (name, value))
+    })?;
     // A world of another size than promised numbers its ranks anew, and is a finding of its own.
     (value < facts.size).then(|| format!("{name}={value}, but MPI's rank is {}", facts.rank))
 }

@@ -33,7 +33,8 @@ fn identify(
     // The build writes it beside the image, as sha256sum does.
     let beside = image.as_ref().and_then(|image| line(&format!("{image}.sha256")));
     let beside = beside.and_then(|text| Some(format!("sha256:{}", text.split_whitespace().next()?)));
-    Some(Container { kind, digest: env(DIGEST).or(beside), image })
+    let given = env(DIGEST).filter(|digest| !digest.trim().is_empty());
+    Some(Container { kind, digest: given.or(beside), image })
 }
 
 #[cfg(test)]
@@ -41,7 +42,8 @@ mod tests {
     use super::*;
 
     fn see(variables: &[(&str, &str)], files: &[&str]) -> Option<Container> {
-        let env = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).into());
+        let env =
+            |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).into());
         identify(&env, &|path| files.contains(&path), &|path| {
             (path == "/images/a.sif.sha256").then(|| "abc  a.sif".into())
         })

@@ -71,7 +71,8 @@ pub fn find_shared(comm: &dyn Comm, mine: &mut Facts, request: &Request) -> Resu
         return Ok(());
     }
     let folder = existing(&request.run_dir);
-    let mark = (comm.rank() == 0).then(|| tempfile::Builder::new().prefix(".doctor-").tempfile_in(&folder).ok());
+    let mark =
+        (comm.rank() == 0).then(|| tempfile::Builder::new().prefix(".doctor-").tempfile_in(&folder).ok());
     let mark = mark.flatten();
     let name = mark.as_ref().and_then(|mark| mark.path().file_name());
     let name = name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -104,7 +105,9 @@ mod tests {
     fn a_full_disk_and_a_quota_are_told_from_a_refusal() {
         let of = |code| verdict(Err(io::Error::from_raw_os_error(code)));
         assert!(matches!(of(libc::ENOSPC), Trial::Full(_)) && matches!(of(libc::EDQUOT), Trial::Full(_)));
-        assert!(matches!(of(libc::EACCES), Trial::Refused(_)) && matches!(of(libc::EROFS), Trial::Refused(_)));
+        assert!(
+            matches!(of(libc::EACCES), Trial::Refused(_)) && matches!(of(libc::EROFS), Trial::Refused(_))
+        );
         assert!(matches!(examine(Purpose::Runs, Path::new("/proc/nowhere")).trial, Trial::Refused(_)));
         assert!(matches!(examine(Purpose::Runs, Path::new("/dev/null/a")).trial, Trial::Refused(_)));
     }

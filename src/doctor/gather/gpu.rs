@@ -39,9 +39,9 @@ fn ask_library() -> Option<Gpu> {
             return None;
         }
         let mut gpu = Gpu::default();
-        if let Ok(version) = library.get::<unsafe extern "C" fn(*mut c_char, c_uint) -> c_int>(
-            b"nvmlSystemGetDriverVersion\0",
-        ) {
+        if let Ok(version) =
+            library.get::<unsafe extern "C" fn(*mut c_char, c_uint) -> c_int>(b"nvmlSystemGetDriverVersion\0")
+        {
             let mut text = [0 as c_char; VERSION_BYTES];
             // The last byte stays 0 whatever is written.
             if version(text.as_mut_ptr(), VERSION_BYTES as c_uint - 1) == 0 {

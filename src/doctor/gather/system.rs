@@ -182,7 +182,10 @@ mod tests {
         // SAFETY: nobody else writes to the file.
         let mapping = unsafe { memmap2::Mmap::map(&file) }.unwrap();
         let left = leftovers(&folder.path().canonicalize().unwrap());
-        assert_eq!(left.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>(), [path("vader_segment.dead")]);
+        assert_eq!(
+            left.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>(),
+            [path("vader_segment.dead")]
+        );
         assert!(left[0].1 >= 8192 && mapping.len() == 8192);
     }
 }
