@@ -26,6 +26,8 @@ pub enum Command {
         #[command(subcommand)]
         command: Ckpt,
     },
+    /// Say what this machine, MPI, NCCL, container and scheduler are, and what is wrong: alone, or as one rank of many
+    Doctor(Doctor),
     /// Find the fastest bucket size, overlap and threads on this machine: `lockstep-harness tune` with this trainer
     #[command(disable_help_flag = true)]
     Tune {
@@ -73,6 +75,33 @@ pub struct Train {
     #[cfg(feature = "mutations")]
     #[arg(long, value_name = "NAME")]
     pub mutate: Option<crate::mutate::Mutation>,
+}
+
+#[derive(Args, Debug)]
+pub struct Doctor {
+    #[command(flatten)]
+    pub source: Source,
+    /// Print one JSON document instead
+    #[arg(long)]
+    pub json: bool,
+    /// A file that NCCL wrote with NCCL_DEBUG=INFO; may be given again [default: what NCCL_DEBUG_FILE names]
+    #[arg(long, value_name = "FILE")]
+    pub nccl_log: Vec<PathBuf>,
+    /// How long MPI may take to start and to answer
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0, value_parser = seconds)]
+    pub limit: f64,
+    /// This process examines, and another one waits for it
+    #[arg(long, hide = true)]
+    pub inside: bool,
+}
+
+/// A limit that a wait can have.
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "give seconds, such as 60".to_owned())?;
+    match (0.1..=86_400.0).contains(&seconds) {
+        true => Ok(seconds),
+        false => Err("give 0.1 to 86400 seconds".into()),
+    }
 }
 
 /// What ranks exchange while they train.

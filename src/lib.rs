@@ -8,6 +8,7 @@ pub mod commands;
 pub mod compress;
 pub mod config;
 pub mod data;
+pub mod doctor;
 pub mod files;
 pub mod grad;
 pub mod launch;

@@ -16,6 +16,7 @@ fn main() {
             end_quietly_when_the_reader_does();
             commands::ckpt(&command)
         }
+        Command::Doctor(arguments) => commands::doctor(&arguments),
         Command::Tune { arguments } => commands::tune(&arguments),
     };
     std::process::exit(exit_code);

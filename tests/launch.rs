@@ -23,6 +23,8 @@ pub struct Launch {
     arguments: Vec<OsString>,
     environment: Vec<(String, String)>,
     shell_prefix: String,
+    rank_prefix: String,
+    bind_to: &'static str,
 }
 
 /// What a launch left.
@@ -48,10 +50,20 @@ impl Launch {
     /// Of another configuration.
     pub fn of(config: &str, ranks: usize) -> Self {
         let config = Path::new(env!("CARGO_MANIFEST_DIR")).join(config);
-        let mut launch =
-            Self { ranks, arguments: Vec::new(), environment: Vec::new(), shell_prefix: String::new() };
-        launch.arguments.extend(["train".into(), "--config".into(), config.into_os_string()]);
+        let launch = Self::command("train", ranks).argument("--config").argument(config);
         launch.set(if ranks == 1 { "parallel.strategy=single" } else { "parallel.strategy=ddp" })
+    }
+
+    /// Of any subcommand.
+    pub fn command(name: &str, ranks: usize) -> Self {
+        Self {
+            ranks,
+            arguments: vec![name.into()],
+            environment: Vec::new(),
+            shell_prefix: String::new(),
+            rank_prefix: String::new(),
+            bind_to: "none",
+        }
     }
 
     pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
@@ -91,19 +103,39 @@ impl Launch {
         self
     }
 
+    /// Shell commands that each rank runs first in its own process; `"$@"` is the trainer with its arguments.
+    pub fn each_rank_after(mut self, commands: &str) -> Self {
+        self.rank_prefix = format!("{commands}\nexec \"$@\"");
+        self
+    }
+
+    /// What mpirun binds a rank to.
+    pub fn bind_to(mut self, what: &'static str) -> Self {
+        self.bind_to = what;
+        self
+    }
+
     pub fn start(self, run_dir: &Path) -> Running {
+        self.argument("--run-dir").argument(run_dir).begin()
+    }
+
+    /// As it is: for subcommands without a run directory.
+    pub fn begin(self) -> Running {
         let turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let mut command = Command::new("/bin/sh");
         command.arg("-c").arg(format!("{}exec \"$@\"", self.shell_prefix)).arg("sh");
         if self.ranks > 1 {
-            command.arg(mpirun()).args(["--oversubscribe", "--bind-to", "none"]);
+            command.arg(mpirun()).args(["--oversubscribe", "--bind-to", self.bind_to]);
             // SAFETY: a plain question.
             if unsafe { libc::geteuid() } == 0 {
                 command.arg("--allow-run-as-root");
             }
             command.arg("-np").arg(self.ranks.to_string());
         }
-        command.arg(env!("CARGO_BIN_EXE_lockstep")).args(self.arguments).arg("--run-dir").arg(run_dir);
+        if !self.rank_prefix.is_empty() {
+            command.args(["/bin/sh", "-c", &self.rank_prefix, "sh"]);
+        }
+        command.arg(env!("CARGO_BIN_EXE_lockstep")).args(self.arguments);
         command.env("OMP_NUM_THREADS", "1").env("MKL_NUM_THREADS", "1").env("RUST_BACKTRACE", "0");
         command.envs(self.environment).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // A group of its own, so that all of it can be ended.

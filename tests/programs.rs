@@ -3,6 +3,7 @@
 mod bad_input;
 mod collectives;
 mod compression;
+mod doctor;
 mod equality;
 mod faults;
 mod gradients;

@@ -14,6 +14,7 @@ mod watchdog;
 pub use self::mpi::MpiComm;
 /// The level of thread support that an MPI gives.
 pub use ::mpi::Threading;
+pub use doing::ranks_text;
 use lockstep_record::RunDir;
 pub use solo::SoloComm;
 

@@ -8,4 +8,4 @@ mod world;
 pub use failure::{Failure, end_all_ranks_on_panic, together};
 pub use image::image_digest;
 pub use signals::StopRequest;
-pub use world::{environment_rank, join};
+pub use world::{Env, contradiction, environment_rank, join, join_unchecked};

@@ -48,31 +48,41 @@ fn choose(backend: Backend, env: Env) -> Choice {
     }
 }
 
+/// What is wrong if the world has not the size that the launcher promised.
+pub fn contradiction(size: usize, backend: &str, env: Env) -> Option<String> {
+    let Claim { size: claimed, variable } = claim(env).filter(|claim| claim.size != size)?;
+    Some(format!(
+        "the launcher started {claimed} ranks ({variable}={claimed}), but this process is in a world of {size} ({backend})"
+    ))
+}
+
 /// Whether the world has the size that the launcher promised.
-fn cross_check(size: usize, backend: &str, claim: Option<Claim>) -> Result<(), String> {
-    match claim {
-        Some(Claim { size: claimed, variable }) if claimed != size => Err(format!(
-            "the launcher started {claimed} ranks ({variable}={claimed}), but this process is in a world of {size} \
-             ({backend}): the program's MPI does not speak to that launcher, or parallel.backend is solo. Start it \
+fn cross_check(size: usize, backend: &str, env: Env) -> Result<(), String> {
+    contradiction(size, backend, env).map_or(Ok(()), |contradiction| {
+        Err(format!(
+            "{contradiction}: the program's MPI does not speak to that launcher, or parallel.backend is solo. Start it \
              with the mpirun of the MPI that it was built with ({}), under Slurm with `srun --mpi=pmix`; in a container, \
-             use the same MPI version inside and outside",
+             use the same MPI version inside and outside (`lockstep doctor` says more)",
             MpiComm::library_version()
-        )),
-        _ => Ok(()),
+        ))
+    })
+}
+
+/// Joins the world that this process was started in, whatever size it has.
+pub fn join_unchecked(parallel: &Parallel, env: Env) -> Result<Box<dyn Comm>, Failure> {
+    match choose(parallel.backend, env) {
+        Choice::Solo => Ok(Box::new(SoloComm)),
+        Choice::Mpi => {
+            let comm = MpiComm::start(parallel);
+            Ok(Box::new(comm.map_err(|error| Failure::alone(exit::BOOTSTRAP, error))?))
+        }
     }
 }
 
-/// Joins the world that this process was started in.
+/// Joins the world that this process was started in, if it is the one that the launcher promised.
 pub fn join(parallel: &Parallel, env: Env) -> Result<Box<dyn Comm>, Failure> {
-    let comm: Box<dyn Comm> = match choose(parallel.backend, env) {
-        Choice::Solo => Box::new(SoloComm),
-        Choice::Mpi => {
-            let comm = MpiComm::start(parallel);
-            Box::new(comm.map_err(|error| Failure::alone(exit::BOOTSTRAP, error))?)
-        }
-    };
-    cross_check(comm.size(), comm.name(), claim(env))
-        .map_err(|message| Failure::alone(exit::BOOTSTRAP, message))?;
+    let comm = join_unchecked(parallel, env)?;
+    cross_check(comm.size(), comm.name(), env).map_err(|message| Failure::alone(exit::BOOTSTRAP, message))?;
     Ok(comm)
 }
 
@@ -98,8 +108,8 @@ mod tests {
     fn a_world_of_another_size_than_promised_is_refused() {
         let four = env(&[("OMPI_COMM_WORLD_SIZE", "4"), ("SLURM_STEP_NUM_TASKS", "2")]);
         assert_eq!(claim(&four), Some(Claim { size: 4, variable: "OMPI_COMM_WORLD_SIZE" }));
-        assert_eq!(cross_check(4, "mpi", claim(&four)), Ok(()));
-        let message = cross_check(1, "mpi", claim(&four)).unwrap_err();
+        assert_eq!(cross_check(4, "mpi", &four), Ok(()));
+        let message = cross_check(1, "mpi", &four).unwrap_err();
         assert!(
             message.contains("OMPI_COMM_WORLD_SIZE=4") && message.contains("srun --mpi=pmix"),
             "{message}"

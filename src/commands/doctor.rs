@@ -1,0 +1,109 @@
+//! `lockstep doctor`: gathers what every rank sees, and prints what is wrong.
+
+use std::time::Duration;
+
+use lockstep_record::exit;
+
+use super::config::resolve;
+use crate::cli::Doctor;
+use crate::comm::Comm;
+use crate::config::Resolved;
+use crate::doctor::{Facts, Finding, MPI_START, Outcome, Report, Request, examine, gather, local, supervise};
+use crate::launch::{Failure, end_all_ranks_on_panic, environment_rank, join_unchecked};
+
+/// The others report as well, and a launcher ends them all at the first exit.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Runs `lockstep doctor`.
+pub fn doctor(arguments: &Doctor) -> i32 {
+    let resolved = match resolve(&arguments.source) {
+        Ok(resolved) => resolved,
+        Err(error) => {
+            if speaks() {
+                eprintln!("lockstep: {error}");
+            }
+            return exit::USAGE;
+        }
+    };
+    let request = request(arguments, &resolved);
+    if arguments.inside {
+        return examine_world(arguments, resolved, &request);
+    }
+    match supervise(Duration::from_secs_f64(arguments.limit)) {
+        Outcome::Reported(exit_code) => exit_code,
+        Outcome::Failed(why) => report_alone(arguments, &request, why),
+    }
+}
+
+/// Whether this process prints where there is no world that says so.
+fn speaks() -> bool {
+    environment_rank(&|name| std::env::var(name).ok()) == 0
+}
+
+fn request(arguments: &Doctor, resolved: &Resolved) -> Request {
+    let config = &resolved.config;
+    Request {
+        threads_per_rank: config.run.threads_per_rank,
+        run_dir: config.run.dir.clone(),
+        cache_dir: config.data.cache_dir.clone(),
+        nccl_logs: arguments.nccl_log.clone(),
+    }
+}
+
+/// All ranks gather, one prints, all leave with the same code.
+fn examine_world(arguments: &Doctor, resolved: Resolved, request: &Request) -> i32 {
+    end_all_ranks_on_panic();
+    // Before MPI takes its share of memory and descriptors.
+    let mine = local(request);
+    let mut parallel = resolved.config.parallel;
+    // Messages of the watchdog are better than the end of this process from outside.
+    parallel.timeout_s = parallel.timeout_s.min(arguments.limit / 2.0);
+    let joined = join_unchecked(&parallel, &|name| std::env::var(name).ok());
+    let result = joined.and_then(|comm| report_together(&*comm, mine, arguments, request));
+    result.unwrap_or_else(|failure| {
+        eprintln!("lockstep: {}", failure.message);
+        crate::comm::abort_world(exit::INTERNAL);
+        exit::INTERNAL
+    })
+}
+
+fn report_together(
+    comm: &dyn Comm,
+    mine: Facts,
+    arguments: &Doctor,
+    request: &Request,
+) -> Result<i32, Failure> {
+    let all = gather(comm, mine, request)?;
+    let report = Report::new(&all, examine(&all));
+    // In a world of one under a launcher of many, each process is rank 0.
+    if comm.rank() == 0 && (comm.size() > 1 || speaks()) {
+        print(arguments, &report);
+    }
+    // The report is out before any rank leaves: a launcher may end the job at the first exit.
+    comm.barrier()?;
+    if comm.size() == 1 && report.exit_code() != exit::OK && !speaks() {
+        std::thread::sleep(LAST_WORDS);
+    }
+    Ok(report.exit_code())
+}
+
+/// MPI did not start: what this process sees by itself.
+fn report_alone(arguments: &Doctor, request: &Request, why: String) -> i32 {
+    if !speaks() {
+        std::thread::sleep(LAST_WORDS);
+        return exit::BOOTSTRAP;
+    }
+    let facts = [local(request).without_launcher()];
+    let mut findings = vec![Finding::of(&MPI_START, why, Vec::new())];
+    findings.extend(examine(&facts));
+    let report = Report::new(&facts, findings);
+    print(arguments, &report);
+    report.exit_code()
+}
+
+fn print(arguments: &Doctor, report: &Report) {
+    match arguments.json {
+        true => println!("{}", report.json()),
+        false => print!("{}", report.text()),
+    }
+}
