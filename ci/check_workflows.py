@@ -21,8 +21,10 @@ RULE = re.compile(r"^(?P<target>[\w-]+):(?P<prerequisites>[^#\n=]*)[^\n]*\n(?P<r
 CALL = re.compile(r"(?<![\w/.-])(?:\./)?(?:make (?P<target>[a-z][\w-]*)|(?P<script>ci/[\w-]+)(?![\w./-]))")
 
 
-def without_comments(text):
-    return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+def commands(text):
+    """A script without its comments and without what is quoted: messages name scripts, too."""
+    code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    return re.sub(r'"[^"\n]*"|\'[^\'\n]*\'', "", code)
 
 
 class Reached:
@@ -35,7 +37,7 @@ class Reached:
         self.follow((root / ".ci/run").read_text())
 
     def follow(self, text):
-        for call in CALL.finditer(without_comments(text)):
+        for call in CALL.finditer(commands(text)):
             if call["script"]:
                 self.script(call["script"])
             else:
