@@ -11,6 +11,7 @@ pub mod data;
 pub mod doctor;
 pub mod files;
 pub mod grad;
+pub mod jobs;
 pub mod launch;
 pub mod metrics;
 pub mod model;

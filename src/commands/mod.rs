@@ -3,6 +3,7 @@
 mod ckpt;
 mod config;
 mod doctor;
+mod launch;
 mod manifest;
 mod plan;
 mod resume;
@@ -12,5 +13,6 @@ mod tune;
 pub use ckpt::ckpt;
 pub use config::config;
 pub use doctor::doctor;
+pub use launch::launch;
 pub use train::train;
 pub use tune::tune;
