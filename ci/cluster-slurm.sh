@@ -58,8 +58,8 @@ SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 MpiDefault=pmix
 ReturnToService=2
-SlurmdTimeout=10
-KillWait=20
+SlurmdTimeout=5
+KillWait=5
 NodeName=n[1-$1] CPUs=$SLURM_CPUS RealMemory=$memory_mib
 PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP
 END
@@ -95,6 +95,8 @@ slurm_up() { # HOSTS
   local host begin=$SECONDS
   mkdir -p "$SLURM/state"
   slurm_conf "$1" >"$SLURM/slurm.conf"
+  # Debian's torque commands bring it: PBS_JOBID and the like in every job.
+  echo 'optional spank_pbs.so' >"$SLURM/plugstack.conf"
   export SLURM_CONF=$SLURM/slurm.conf
   start_munged
   daemon "$SLURM/slurmctld.out" "$CHECKOUT/ci/cluster" head slurmctld -D
