@@ -37,6 +37,7 @@ slurm_conf() { # HOSTS
   memory_mib=$(awk '$1 == "MemTotal:" { print int($2 / 1024) }' /proc/meminfo)
   cat <<END
 ClusterName=lockstep
+MailProg=/bin/true
 SlurmctldHost=head
 SlurmUser=root
 SlurmdUser=root
@@ -59,6 +60,9 @@ SlurmdParameters=config_overrides
 MpiDefault=pmix
 ReturnToService=2
 SlurmdTimeout=5
+MessageTimeout=5
+TreeWidth=64
+SchedulerParameters=bf_interval=2,sched_interval=5
 KillWait=5
 NodeName=n[1-$1] CPUs=$SLURM_CPUS RealMemory=$memory_mib
 PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP
@@ -111,7 +115,7 @@ slurm_up() { # HOSTS
 }
 
 # The last error that a daemon wrote.
-slurm_complaint() { cat "$SLURM"/*.out "$SLURM"/*.log 2>/dev/null | grep -E 'error|fatal' | tail -n 1; }
+slurm_complaint() { cat "$SLURM"/*.out "$SLURM"/*.log 2>/dev/null | grep -E 'error|fatal' | grep -v 'state file' | tail -n 1; }
 
 # Any program as `head`, with Slurm's commands at hand: as this user, or as another one.
 slurm_client() { # [--user USER] [--] COMMAND [ARGUMENT]...
