@@ -16,6 +16,8 @@ pub struct Cli {
 pub enum Command {
     /// Train; started as one process, or as one rank of many by mpirun or srun
     Train(Train),
+    /// Start ranks: with mpirun here, or as a job of Slurm or PBS
+    Launch(Launch),
     /// Look at a configuration
     Config {
         #[command(subcommand)]
@@ -82,6 +84,47 @@ pub enum Exchanged {
     All,
     /// Neither: for measurements only
     None,
+}
+
+/// Jobs: train, smoke, one-node, many-nodes, zero1, verify, strong-scaling, weak-scaling, sensitivity, profile-nsys,
+/// profile-ncu, requeue. docs/jobs.md describes them, and the site file.
+#[derive(Args, Debug)]
+pub struct Launch {
+    #[arg(value_enum)]
+    pub kind: crate::jobs::Kind,
+    /// Number of ranks [default: the job's own, or one a GPU of its nodes]
+    #[arg(short = 'n', long, value_name = "N")]
+    pub ranks: Option<u32>,
+    /// Number of nodes [default: as many as the ranks need]
+    #[arg(long, value_name = "K")]
+    pub nodes: Option<u32>,
+    /// What is the same for all jobs of a cluster: account, queue, GPUs, modules, container
+    #[arg(long, value_name = "FILE")]
+    pub site: Option<PathBuf>,
+    /// What kind of job it is
+    #[arg(long, value_name = "NAME", default_value = "train")]
+    pub job: String,
+    /// Time limit [default: the job's or the site's; here none]
+    #[arg(long, value_name = "HH:MM:SS")]
+    pub time: Option<String>,
+    /// What the scheduler calls it [default: the name of the job]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Folder for everything of this job; that of an earlier one is gone on with [default: runs/JOB-TIME]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Wait for the end of the job, and exit with its exit code
+    #[arg(long)]
+    pub wait: bool,
+    /// How long --wait waits, in seconds
+    #[arg(long, value_name = "S", default_value_t = 86_400)]
+    pub wait_limit: u64,
+    /// Print the script and start nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// `train` and its arguments
+    #[arg(last = true, value_name = "train ...")]
+    pub arguments: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]

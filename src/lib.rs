@@ -10,6 +10,7 @@ pub mod config;
 pub mod data;
 pub mod files;
 pub mod grad;
+pub mod jobs;
 pub mod launch;
 pub mod metrics;
 pub mod model;

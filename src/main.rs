@@ -8,6 +8,7 @@ use lockstep::commands;
 fn main() {
     let exit_code = match Cli::parse().command {
         Command::Train(arguments) => commands::train(&arguments),
+        Command::Launch(arguments) => commands::launch(&arguments),
         Command::Config { command } => {
             end_quietly_when_the_reader_does();
             commands::config(&command)

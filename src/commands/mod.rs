@@ -2,6 +2,7 @@
 
 mod ckpt;
 mod config;
+mod launch;
 mod manifest;
 mod plan;
 mod resume;
@@ -10,5 +11,6 @@ mod tune;
 
 pub use ckpt::ckpt;
 pub use config::config;
+pub use launch::launch;
 pub use train::train;
 pub use tune::tune;
