@@ -17,6 +17,11 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// Launches take turns: a machine with two cores has none to spare, and time limits are tested.
 static TURN: Mutex<()> = Mutex::new(());
 
+/// Until the guard is dropped no other launch starts.
+pub fn take_turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
 /// One launch of `lockstep train` on the smallest model.
 pub struct Launch {
     ranks: usize,
@@ -92,7 +97,7 @@ impl Launch {
     }
 
     pub fn start(self, run_dir: &Path) -> Running {
-        let turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let turn = take_turn();
         let mut command = Command::new("/bin/sh");
         command.arg("-c").arg(format!("{}exec \"$@\"", self.shell_prefix)).arg("sh");
         if self.ranks > 1 {

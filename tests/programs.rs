@@ -7,6 +7,7 @@ mod equality;
 mod faults;
 mod gradients;
 mod launch;
+mod launch_jobs;
 #[cfg(feature = "mutations")]
 mod negative_controls;
 mod overlap;

@@ -29,7 +29,8 @@ fn run(arguments: &cli::Launch) -> Result<i32, Refusal> {
         )));
     }
     let job = plan(arguments).map_err(|error| usage(error.0))?;
-    let script = jobs::render(&job).map_err(|error| Refusal { exit_code: exit::INTERNAL, message: error.0 })?;
+    let script =
+        jobs::render(&job).map_err(|error| Refusal { exit_code: exit::INTERNAL, message: error.0 })?;
     if arguments.dry_run {
         print!("{script}");
         return Ok(exit::OK);
@@ -89,10 +90,13 @@ fn default_dir(job: &str) -> PathBuf {
 
 /// This program, the harness beside it, and the set-up's mpirun above it; else what is on the PATH.
 fn find_programs() -> Result<Found, JobError> {
-    let own = std::env::current_exe().map_err(|error| JobError(format!("this program's own path: {error}")))?;
+    let own =
+        std::env::current_exe().map_err(|error| JobError(format!("this program's own path: {error}")))?;
     let text = |path: &Path| match path.to_str() {
         Some(text) => Ok(text.to_owned()),
-        None => Err(JobError(format!("{} is not UTF-8: name programs.trainer in the site file", path.display()))),
+        None => {
+            Err(JobError(format!("{} is not UTF-8: name programs.trainer in the site file", path.display())))
+        }
     };
     let existing = |path: PathBuf| path.is_file().then_some(path);
     let harness = own.parent().and_then(|folder| existing(folder.join("lockstep-harness")));

@@ -79,9 +79,10 @@ pub fn catalogue() -> Result<BTreeMap<String, Entry>, JobError> {
 /// The job of this name, with the site's values on top.
 pub fn find(name: &str, site: &BTreeMap<String, Values>) -> Result<Entry, JobError> {
     let mut jobs = catalogue()?;
-    let known: Vec<&str> = jobs.keys().map(String::as_str).collect();
+    let known: Vec<String> =
+        jobs.iter().map(|(name, entry)| format!("\n  {name:<16}{}", entry.about)).collect();
     let unknown = |what: &str, name: &str| {
-        JobError::new(format!("{what}: there is no job `{name}`; there are {}", known.join(", ")))
+        JobError::new(format!("{what}: there is no job `{name}`; there are{}", known.concat()))
     };
     if let Some(stray) = site.keys().find(|name| !jobs.contains_key(*name)) {
         return Err(unknown("jobs", stray));

@@ -34,10 +34,14 @@ pub fn place(wanted: &Wanted) -> Result<Place, JobError> {
     };
     let ranks = wanted.ranks.unwrap_or_else(|| nodes.saturating_mul(most.unwrap_or(1)));
     if !(1..=RANKS_MAX).contains(&ranks) || !(1..=RANKS_MAX).contains(&nodes) {
-        return Err(JobError::new(format!("{ranks} ranks on {nodes} nodes: each must be from 1 to {RANKS_MAX}")));
+        return Err(JobError::new(format!(
+            "{ranks} ranks on {nodes} nodes: each must be from 1 to {RANKS_MAX}"
+        )));
     }
     if nodes > ranks {
-        return Err(JobError::new(format!("{nodes} nodes for {ranks} ranks: some would be idle; take fewer nodes")));
+        return Err(JobError::new(format!(
+            "{nodes} nodes for {ranks} ranks: some would be idle; take fewer nodes"
+        )));
     }
     let ranks_per_node = ranks.div_ceil(nodes);
     match most {
@@ -64,8 +68,9 @@ fn most_per_node(wanted: &Wanted) -> Result<Option<u32>, JobError> {
 
 /// 1, 2, 4, ... and the largest.
 pub fn powers_of_two(largest: u32) -> Vec<u32> {
-    let mut sizes: Vec<u32> =
-        std::iter::successors(Some(1_u32), |size| size.checked_mul(2)).take_while(|&size| size < largest).collect();
+    let mut sizes: Vec<u32> = std::iter::successors(Some(1_u32), |size| size.checked_mul(2))
+        .take_while(|&size| size < largest)
+        .collect();
     sizes.push(largest);
     sizes
 }

@@ -110,7 +110,10 @@ pub fn plan(request: Request, site: Site) -> Result<Job, JobError> {
     let cells = cells(&entry)?;
     let arguments = arguments(&request, &entry, &site)?;
     if request.kind == Kind::Pbs && cells > 0 && entry.values.requeues.unwrap_or(0) > 0 {
-        return Err(JobError::new(format!("jobs.{}.requeues: a single task of an array cannot be submitted again", request.job)));
+        return Err(JobError::new(format!(
+            "jobs.{}.requeues: a single task of an array cannot be submitted again",
+            request.job
+        )));
     }
     Ok(Job {
         kind: request.kind,
@@ -157,7 +160,9 @@ fn arguments(request: &Request, entry: &Entry, site: &Site) -> Result<Vec<String
     if entry.work == Work::Verify {
         return match user.is_empty() {
             true => Ok(Vec::new()),
-            false => Err(JobError::new("job verify runs a plan (jobs.verify.plan of the site file), no training")),
+            false => {
+                Err(JobError::new("job verify runs a plan (jobs.verify.plan of the site file), no training"))
+            }
         };
     }
     let Some(first) = user.first() else {
@@ -203,7 +208,9 @@ fn cells(entry: &Entry) -> Result<usize, JobError> {
     let precisions = count("precisions", entry.values.precisions.as_ref().map(Vec::len))?;
     match buckets.saturating_mul(precisions) {
         cells @ 1..=CELLS_MAX => Ok(cells),
-        cells => Err(JobError::new(format!("{cells} trainings are too many for one array (at most {CELLS_MAX})"))),
+        cells => {
+            Err(JobError::new(format!("{cells} trainings are too many for one array (at most {CELLS_MAX})")))
+        }
     }
 }
 
@@ -246,7 +253,9 @@ fn check_site(site: &Site) -> Result<(), JobError> {
     if let Some(word) = site.launcher.first() {
         value::program("launcher", word)?;
         if !site.launcher.iter().any(|word| word.contains("{ranks}")) {
-            return Err(JobError::new("launcher: one of its words needs {ranks}, the number of processes to start"));
+            return Err(JobError::new(
+                "launcher: one of its words needs {ranks}, the number of processes to start",
+            ));
         }
     }
     site.launcher.iter().try_for_each(|word| value::text("launcher", word))?;
@@ -305,7 +314,15 @@ pub mod tests {
     #[test]
     fn the_jobs_words_come_last_and_win() {
         let job = plan(request(Kind::Slurm, "zero1"), Site::parse("threads_per_rank: 2").unwrap()).unwrap();
-        let expected = ["train", "--config", "demo.yaml", "--set", "run.threads_per_rank=2", "--set", "parallel.strategy=zero1"];
+        let expected = [
+            "train",
+            "--config",
+            "demo.yaml",
+            "--set",
+            "run.threads_per_rank=2",
+            "--set",
+            "parallel.strategy=zero1",
+        ];
         assert_eq!(job.arguments, expected);
     }
 

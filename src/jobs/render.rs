@@ -50,7 +50,7 @@ fn environment(quote: fn(&str) -> Result<String, Error>) -> Result<Environment<'
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
-    environment.set_keep_trailing_newline(false);
+    environment.set_keep_trailing_newline(true);
     environment.set_formatter(move |output, _state: &State, value| {
         let text = shell(value, quote)?;
         output.write_str(&text).map_err(Error::from)
@@ -60,7 +60,8 @@ fn environment(quote: fn(&str) -> Result<String, Error>) -> Result<Environment<'
         Ok(Value::from_safe_string(words.join(" ")))
     });
     environment.add_filter("launcher_words", move |words: Vec<String>| -> Result<Value, Error> {
-        let words: Vec<String> = words.iter().map(|word| launcher_word(word, quote)).collect::<Result<_, _>>()?;
+        let words: Vec<String> =
+            words.iter().map(|word| launcher_word(word, quote)).collect::<Result<_, _>>()?;
         Ok(Value::from_safe_string(words.join(" ")))
     });
     environment.add_filter("directive", directive);
@@ -71,7 +72,8 @@ fn environment(quote: fn(&str) -> Result<String, Error>) -> Result<Environment<'
 }
 
 fn quote(text: &str) -> Result<String, Error> {
-    let quoted = shlex::try_quote(text).map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))?;
+    let quoted =
+        shlex::try_quote(text).map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))?;
     Ok(quoted.into_owned())
 }
 
@@ -89,10 +91,11 @@ fn shell(value: &Value, quote: fn(&str) -> Result<String, Error>) -> Result<Stri
 fn launcher_word(word: &str, quote: fn(&str) -> Result<String, Error>) -> Result<String, Error> {
     let mut result = String::new();
     let mut rest = word;
-    while let Some((at, name, variable)) = [("{ranks}", "\"$ranks\""), ("{ranks_per_node}", "\"$RANKS_PER_NODE\"")]
-        .into_iter()
-        .filter_map(|(name, variable)| Some((rest.find(name)?, name, variable)))
-        .min()
+    while let Some((at, name, variable)) =
+        [("{ranks}", "\"$ranks\""), ("{ranks_per_node}", "\"$RANKS_PER_NODE\"")]
+            .into_iter()
+            .filter_map(|(name, variable)| Some((rest.find(name)?, name, variable)))
+            .min()
     {
         if at > 0 {
             result += &quote(&rest[..at])?;

@@ -24,7 +24,15 @@ pub enum State {
 
 /// Slurm's words for a job that will not go on.
 const SLURM_OVER: [&str; 9] = [
-    "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "REVOKED",
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "BOOT_FAIL",
+    "DEADLINE",
+    "REVOKED",
 ];
 
 impl Kind {
@@ -91,14 +99,17 @@ impl Kind {
 fn slurm_state(printed: &str) -> Option<State> {
     let mut over = None;
     for line in printed.lines().filter(|line| !line.trim().is_empty()) {
-        let field = |key: &str| line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+        let field =
+            |key: &str| line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
         let (state, reason) = (field("JobState")?, field("Reason").unwrap_or("None"));
         let how = if reason == "None" { state.to_owned() } else { format!("{state} ({reason})") };
         if !SLURM_OVER.contains(&state) {
             return Some(State::Alive(how));
         }
         let code = field("ExitCode").and_then(|code| code.split(':').next()?.parse().ok());
-        if over.is_none() || (state != "COMPLETED" && matches!(&over, Some(State::Over { code: Some(0), .. }))) {
+        if over.is_none()
+            || (state != "COMPLETED" && matches!(&over, Some(State::Over { code: Some(0), .. })))
+        {
             over = Some(State::Over { how, code });
         }
     }
@@ -114,7 +125,9 @@ fn pbs_state(printed: &str) -> Option<State> {
     };
     let state = field("job_state")?;
     Some(match state.as_str() {
-        "C" | "F" => State::Over { how: state, code: field("exit_status").and_then(|code| code.parse().ok()) },
+        "C" | "F" => {
+            State::Over { how: state, code: field("exit_status").and_then(|code| code.parse().ok()) }
+        }
         _ => State::Alive(state),
     })
 }
@@ -148,7 +161,9 @@ mod tests {
     fn slurms_answers() {
         let state = |text: &str| Kind::Slurm.state(true, text, "");
         let line = |state: &str, reason: &str, code: &str| {
-            format!("JobId=5 JobName=a b JobState={state} Reason={reason} Requeue=1 ExitCode={code} RunTime=00:00:01\n")
+            format!(
+                "JobId=5 JobName=a b JobState={state} Reason={reason} Requeue=1 ExitCode={code} RunTime=00:00:01\n"
+            )
         };
         let pending = line("PENDING", "Resources", "0:0");
         assert_eq!(state(&pending), Some(State::Alive("PENDING (Resources)".into())));
@@ -179,7 +194,9 @@ mod tests {
     #[test]
     fn a_rank_is_told_from_a_batch_script() {
         let inside = |pairs: &'static [(&str, &str)]| {
-            let env = move |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+            let env = move |name: &str| {
+                pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+            };
             inside_launcher(&env)
         };
         assert_eq!(inside(&[("SLURM_JOB_ID", "5")]), None);

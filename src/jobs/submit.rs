@@ -40,9 +40,11 @@ impl Refusal {
 pub fn prepare(job: &Job, script: &str) -> Result<(), Refusal> {
     let dir = &job.dir;
     let fail = |error: std::io::Error| Refusal::new(exit::INTERNAL, format!("{}: {error}", dir.display()));
-    let occupied = files::is_occupied(dir).map_err(|error| Refusal::new(exit::USAGE, format!("--dir {}: {error}", dir.display())))?;
+    let occupied = files::is_occupied(dir)
+        .map_err(|error| Refusal::new(exit::USAGE, format!("--dir {}: {error}", dir.display())))?;
     if occupied && !dir.join("job.sh").is_file() {
-        let message = format!("--dir {}: it has other things in it than a job; choose a new folder", dir.display());
+        let message =
+            format!("--dir {}: it has other things in it than a job; choose a new folder", dir.display());
         return Err(Refusal::new(exit::USAGE, message));
     }
     fs::create_dir_all(dir).map_err(fail)?;
@@ -50,7 +52,10 @@ pub fn prepare(job: &Job, script: &str) -> Result<(), Refusal> {
         let entry = entry.map_err(fail)?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        if MARKS.iter().any(|mark| name.strip_prefix(mark).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))) {
+        if MARKS
+            .iter()
+            .any(|mark| name.strip_prefix(mark).is_some_and(|rest| rest.is_empty() || rest.starts_with('-')))
+        {
             fs::remove_file(entry.path()).map_err(fail)?;
         }
     }
@@ -88,7 +93,9 @@ pub fn submit(job: &Job) -> Result<String, Refusal> {
     match job.kind.job_id(&printed).filter(|_| output.status.success()) {
         Some(id) => {
             let note = files::replace(&job.dir.join("job-id"), format!("{id}\n").as_bytes());
-            note.map_err(|error| Refusal::new(exit::INTERNAL, format!("job {id} was submitted, but: {error}")))?;
+            note.map_err(|error| {
+                Refusal::new(exit::INTERNAL, format!("job {id} was submitted, but: {error}"))
+            })?;
             Ok(id)
         }
         None => Err(Refusal::new(
@@ -121,7 +128,8 @@ pub fn wait(job: &Job, id: &str, limit: Duration, tell: &mut dyn FnMut(&str)) ->
             return Ok(code);
         }
         if started.elapsed() >= limit {
-            let message = format!("job {id} is not over after {} s: it goes on, --wait does not", limit.as_secs());
+            let message =
+                format!("job {id} is not over after {} s: it goes on, --wait does not", limit.as_secs());
             return Err(Refusal::new(exit::WATCHDOG, message));
         }
         match ask(job, &id)? {
@@ -151,7 +159,9 @@ fn conclude(job: &Job, id: &str, state: State) -> Result<i32, Refusal> {
     };
     let code = code.filter(|&code| code > 0).unwrap_or(exit::INTERNAL);
     let log = job.dir.display();
-    let message = format!("job {id} ended before its script did: {how}. {log}/job*.log has what it printed; submit it again with --dir {log} and it goes on from its last checkpoint");
+    let message = format!(
+        "job {id} ended before its script did: {how}. {log}/job*.log has what it printed; submit it again with --dir {log} and it goes on from its last checkpoint"
+    );
     Err(Refusal::new(code, message))
 }
 
@@ -165,14 +175,16 @@ fn exit_code(job: &Job) -> Option<i32> {
         0 => vec!["exit-code".into()],
         tasks => (0..tasks).map(|task| format!("exit-code-{task}")).collect(),
     };
-    let codes: Option<Vec<i32>> = tasks.iter().map(|name| read_mark(&job.dir, name)?.trim().parse().ok()).collect();
+    let codes: Option<Vec<i32>> =
+        tasks.iter().map(|name| read_mark(&job.dir, name)?.trim().parse().ok()).collect();
     codes.map(|codes| codes.into_iter().find(|&code| code != 0).unwrap_or(exit::OK))
 }
 
 /// None: the scheduler did not answer, which says nothing of the job.
 fn ask(job: &Job, id: &str) -> Result<Option<State>, Refusal> {
     let output = bounded(&job.kind.inquiry(id), &job.dir)?;
-    let (printed, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (printed, complained) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     Ok(job.kind.state(output.status.success(), &printed, &complained))
 }
 
@@ -223,7 +235,9 @@ mod tests {
     fn an_array_has_an_exit_code_when_its_last_task_has() {
         let folder = tempfile::tempdir().unwrap();
         let job = job(Kind::Slurm, "sensitivity", folder.path());
-        let write = |task: usize, code: &str| fs::write(folder.path().join(format!("exit-code-{task}")), code).unwrap();
+        let write = |task: usize, code: &str| {
+            fs::write(folder.path().join(format!("exit-code-{task}")), code).unwrap()
+        };
         (0..3).for_each(|task| write(task, "0\n"));
         assert_eq!(exit_code(&job), None);
         write(3, "101\n");
@@ -236,7 +250,11 @@ mod tests {
         let job = job(Kind::Slurm, "smoke", Path::new("/nowhere"));
         let over = |code| State::Over { how: "TIMEOUT (TimeLimit)".into(), code };
         let refusal = conclude(&job, "5", over(Some(0))).unwrap_err();
-        assert!(refusal.exit_code == exit::INTERNAL && refusal.message.contains("TIMEOUT"), "{}", refusal.message);
+        assert!(
+            refusal.exit_code == exit::INTERNAL && refusal.message.contains("TIMEOUT"),
+            "{}",
+            refusal.message
+        );
         assert_eq!(conclude(&job, "5", over(Some(9))).unwrap_err().exit_code, 9);
         assert_eq!(conclude(&job, "5", State::Unknown).unwrap_err().exit_code, exit::INTERNAL);
     }

@@ -20,9 +20,11 @@ pub fn word(key: &str, value: &str) -> Result<(), JobError> {
 pub fn directive(key: &str, value: &str) -> Result<(), JobError> {
     match value.starts_with('-') && consists_of(value, DIRECTIVE) {
         true => Ok(()),
-        false => {
-            Err(refused(key, value, &format!("a leading `-`, letters, digits, blanks and {}", DIRECTIVE.trim())))
-        }
+        false => Err(refused(
+            key,
+            value,
+            &format!("a leading `-`, letters, digits, blanks and {}", DIRECTIVE.trim()),
+        )),
     }
 }
 
@@ -87,8 +89,12 @@ mod tests {
 
     #[test]
     fn text_is_one_line() {
-        assert!(text("env", "a\nb").is_err() && text("env", "a\0b").is_err() && text("env", "\u{1b}[2J").is_err());
+        assert!(
+            text("env", "a\nb").is_err() && text("env", "a\0b").is_err() && text("env", "\u{1b}[2J").is_err()
+        );
         assert_eq!(text("env", "it's \"$(fine)\""), Ok(()));
-        assert!(variable("env", "A B").is_err() && variable("env", "1A").is_err() && variable("env", "").is_err());
+        assert!(
+            variable("env", "A B").is_err() && variable("env", "1A").is_err() && variable("env", "").is_err()
+        );
     }
 }
