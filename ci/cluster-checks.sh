@@ -1,0 +1,40 @@
+# shellcheck shell=bash
+# Shared by ci/test-cluster and ci/test-slurm. Sourced, never run; LOCKSTEP_CLUSTER is set.
+
+FAILED=0
+
+check() { # NAME COMMAND...
+  local begin=$SECONDS
+  if "${@:2}"; then
+    printf 'ok      %s (%s s)\n' "$1" $((SECONDS - begin))
+  else
+    printf 'FAILED  %s (%s s)\n' "$1" $((SECONDS - begin))
+    FAILED=$((FAILED + 1))
+  fi
+}
+cluster() { timeout --kill-after=5 120 ci/cluster "$@"; }
+equal() { [ "$1" = "$2" ] || { printf '        expected: %s\n        found:    %s\n' "$1" "$2" >&2 && return 1; }; }
+
+# All of this machine that a cluster could leave changed.
+traces() {
+  ip netns list | grep -F "ls-$LOCKSTEP_CLUSTER-" || true
+  ip -brief link | awk '{ print $1 }'
+  grep -c . /proc/mounts
+  if command -v iptables-save >/dev/null; then iptables-save | grep -v '^[#:]' || true; fi
+  ls -d "/run/lockstep-cluster/$LOCKSTEP_CLUSTER" "/run/lock/lockstep-cluster-$LOCKSTEP_CLUSTER" 2>/dev/null || true
+  pgrep -f "lockstep-cluster/$LOCKSTEP_CLUSTER" || true
+  pgrep -x "munged|slurmctld|slurmd|slurmstepd" || true
+  find /sys/fs/cgroup -iname '*slurm*' 2>/dev/null | sort || true
+}
+
+need_programs() { # FOLDER
+  local program
+  for program in lockstep lockstep-harness; do
+    [ -x "$1/$program" ] || { printf 'error: no %s: cargo build --workspace\n' "$1/$program" >&2 && exit 101; }
+  done
+}
+
+summary() { # NAME
+  if [ "$FAILED" -gt 0 ]; then printf '%s: %s failed\n' "$1" "$FAILED" >&2 && exit 1; fi
+  printf '%s: all passed\n' "$1" >&2
+}
