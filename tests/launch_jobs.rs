@@ -335,8 +335,9 @@ fn launchers_are_not_nested() {
 fn a_machine_without_the_scheduler_says_so() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("bin")).unwrap();
-    let timeout = std::env::split_paths(&std::env::var_os("PATH").unwrap()).map(|bin| bin.join("timeout"));
-    let timeout = timeout.into_iter().find(|file| file.is_file()).unwrap();
+    let path = std::env::var_os("PATH").unwrap();
+    let timeout =
+        std::env::split_paths(&path).map(|bin| bin.join("timeout")).find(|file| file.is_file()).unwrap();
     std::os::unix::fs::symlink(timeout, folder.path().join("bin/timeout")).unwrap();
     for (kind, program) in [("slurm", "sbatch"), ("pbs", "qsub")] {
         let dir = folder.path().join(kind).display().to_string();

@@ -98,9 +98,9 @@ fn bash_and_shellcheck_take_every_script() {
 
 #[test]
 fn a_launchers_words_get_the_script_s_numbers() {
-    let site = "launcher: [mpiexec, -n, '{ranks}', '-ppn={ranks_per_node}', 'a b']\n";
+    let site = "launcher: [mpiexec, -n, '{ranks}', 'x{ranks_per_node}y', 'a b']\n";
     let script = script(Kind::Pbs, "zero1", &format!("{site}gpus_per_node: 2"));
-    assert!(script.contains(r#"options=(mpiexec -n "$ranks" -ppn="$RANKS_PER_NODE" 'a b')"#), "{script}");
+    assert!(script.contains(r#"options=(mpiexec -n "$ranks" x"$RANKS_PER_NODE"y 'a b')"#), "{script}");
 }
 
 /// Folders in which scripts run, with a program that writes down how it was called.
