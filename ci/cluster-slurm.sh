@@ -65,7 +65,7 @@ TreeWidth=64
 SchedulerParameters=bf_interval=2,sched_interval=5
 KillWait=5
 NodeName=n[1-$1] CPUs=$SLURM_CPUS RealMemory=$memory_mib
-PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP
+PartitionName=main Nodes=ALL Default=YES MaxTime=1-00:00:00 State=UP
 END
 }
 
@@ -97,6 +97,9 @@ idle_hosts() {
 
 slurm_up() { # HOSTS
   local host begin=$SECONDS
+  # Other users submit jobs, too. The key is made under a mask of its own.
+  umask 022
+  chmod 755 "$STATE"
   mkdir -p "$SLURM/state"
   slurm_conf "$1" >"$SLURM/slurm.conf"
   # Debian's torque commands bring it: PBS_JOBID and the like in every job.

@@ -21,7 +21,7 @@ const LATE: Duration = Duration::from_secs(10);
 /// `timeout` says this of a command that it cannot find.
 const NOT_FOUND: i32 = 127;
 /// What an earlier job left in its folder and would be taken for this one's.
-const MARKS: [&str; 4] = ["exit-code", "next-job", "attempts", "job-id"];
+const MARKS: [&str; 3] = ["exit-code", "attempts", "job-id"];
 
 /// Why a job did not run, and the exit code that says so.
 #[derive(Debug)]
@@ -118,13 +118,13 @@ pub fn wait(job: &Job, id: &str, limit: Duration, tell: &mut dyn FnMut(&str)) ->
     let mut last = String::new();
     let mut over_since: Option<Instant> = None;
     loop {
-        let next = read_mark(&job.dir, "next-job").and_then(|text| job.kind.job_id(&text));
-        if let Some(next) = next.as_ref().filter(|next| **next != id) {
+        // A job that submits itself again notes its successor there, and leaves no exit code.
+        let current = read_mark(&job.dir, "job-id").and_then(|text| job.kind.job_id(&text));
+        if let Some(next) = current.filter(|next| *next != id) {
             tell(&format!("job {id} saved and goes on as job {next}"));
-            (id, over_since) = (next.clone(), None);
+            (id, over_since) = (next, None);
         }
-        // An exit code beside the id of the next job is the one of the job before it.
-        if let Some(code) = exit_code(job).filter(|_| next.is_none()) {
+        if let Some(code) = exit_code(job) {
             return Ok(code);
         }
         if started.elapsed() >= limit {
@@ -219,14 +219,14 @@ mod tests {
     fn an_earlier_jobs_marks_go_and_its_run_stays() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        for name in ["job.sh", "exit-code", "exit-code-3", "attempts", "next-job", "exit-codes.txt"] {
+        for name in ["job.sh", "exit-code", "exit-code-3", "attempts", "job-id", "exit-codes.txt"] {
             fs::write(path(name), "7").unwrap();
         }
         fs::create_dir(path("run")).unwrap();
         prepare(&job(Kind::Local, "smoke", folder.path()), "new").unwrap();
         assert_eq!(fs::read_to_string(path("job.sh")).unwrap(), "new");
         assert!(path("run").exists() && path("exit-codes.txt").exists());
-        for name in ["exit-code", "exit-code-3", "attempts", "next-job"] {
+        for name in ["exit-code", "exit-code-3", "attempts", "job-id"] {
             assert!(!path(name).exists(), "{name}");
         }
     }
