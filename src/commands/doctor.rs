@@ -8,7 +8,9 @@ use super::config::resolve;
 use crate::cli::Doctor;
 use crate::comm::Comm;
 use crate::config::Resolved;
-use crate::doctor::{Facts, Finding, MPI_START, Outcome, Report, Request, examine, gather, local, supervise};
+use crate::doctor::{
+    Examination, Facts, Finding, MPI_START, Outcome, Report, Request, examine, gather, local,
+};
 use crate::launch::{Failure, end_all_ranks_on_panic, environment_rank, join_unchecked};
 
 /// The others report as well, and a launcher ends them all at the first exit.
@@ -29,9 +31,16 @@ pub fn doctor(arguments: &Doctor) -> i32 {
     if arguments.inside {
         return examine_world(arguments, resolved, &request);
     }
-    match supervise(Duration::from_secs_f64(arguments.limit)) {
-        Outcome::Reported(exit_code) => exit_code,
-        Outcome::Failed(why) => report_alone(arguments, &request, why),
+    let examination = Examination::start(Duration::from_secs_f64(arguments.limit));
+    // Looked at meanwhile: when MPI has failed there may be little time to report.
+    let facts = speaks().then(|| local(&request));
+    match (examination.wait(), facts) {
+        (Outcome::Reported(exit_code), _) => exit_code,
+        (Outcome::Failed(why), Some(facts)) => report_alone(arguments, facts, why),
+        (Outcome::Failed(_), None) => {
+            std::thread::sleep(LAST_WORDS);
+            exit::BOOTSTRAP
+        }
     }
 }
 
@@ -88,12 +97,8 @@ fn report_together(
 }
 
 /// MPI did not start: what this process sees by itself.
-fn report_alone(arguments: &Doctor, request: &Request, why: String) -> i32 {
-    if !speaks() {
-        std::thread::sleep(LAST_WORDS);
-        return exit::BOOTSTRAP;
-    }
-    let facts = [local(request).without_launcher()];
+fn report_alone(arguments: &Doctor, facts: Facts, why: String) -> i32 {
+    let facts = [facts.without_launcher()];
     let mut findings = vec![Finding::of(&MPI_START, why, Vec::new())];
     findings.extend(examine(&facts));
     let report = Report::new(&facts, findings);

@@ -6,7 +6,7 @@ use super::finding::Severity::{Error, Note, Warning};
 macro_rules! catalogue {
     ($($name:ident: $severity:ident $id:literal, $when:literal, $remedy:literal;)*) => {
         $(pub const $name: Kind = Kind { id: $id, severity: $severity, when: $when, remedy: $remedy };)*
-        /// All of them, in the order of the report.
+        /// All of them, in the order of the documentation.
         #[cfg(test)]
         pub const ALL: &[&Kind] = &[$(&$name),*];
     };

@@ -18,4 +18,4 @@ pub use facts::Facts;
 pub use finding::{Finding, Severity};
 pub use gather::{Request, VARIABLES, gather, local};
 pub use report::Report;
-pub use supervise::{Outcome, supervise};
+pub use supervise::{Examination, Outcome};

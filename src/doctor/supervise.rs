@@ -1,11 +1,15 @@
 //! The examination runs in a process of its own: an MPI that cannot start ends its process, or hangs, and that is when
 //! a report is needed most.
 
+use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lockstep_record::exit;
+use signal_hook::consts::SIGTERM;
 
 /// Tells the examining process that it is the one.
 pub const INSIDE: &str = "--inside";
@@ -21,42 +25,63 @@ pub enum Outcome {
     Failed(String),
 }
 
-/// Starts this program again with the same arguments to do the work, and waits for it no longer than `limit`.
-pub fn supervise(limit: Duration) -> Outcome {
-    let parent = std::process::id();
-    let program = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
-    let mut command = Command::new(program);
-    command.args(std::env::args_os().skip(1)).arg(INSIDE);
-    // SAFETY: both calls are allowed between fork and exec. If this process is killed, so is the other.
-    unsafe {
-        command.pre_exec(move || {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            match libc::getppid() as u32 == parent {
-                true => Ok(()),
-                false => Err(std::io::Error::other("the parent is gone")),
-            }
-        });
-    }
-    match command.spawn() {
-        Ok(child) => wait(child, limit),
-        Err(error) => Outcome::Failed(format!("the examination could not be started: {error}")),
-    }
+/// The examination, on its way.
+pub struct Examination {
+    child: io::Result<Child>,
+    started: Instant,
+    limit: Duration,
+    is_terminated: Arc<AtomicBool>,
 }
 
-fn wait(mut child: Child, limit: Duration) -> Outcome {
-    let started = Instant::now();
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) => return judge(status),
-            Ok(None) if started.elapsed() < limit => std::thread::sleep(POLL),
-            Ok(None) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                let seconds = limit.as_secs_f64();
-                return Outcome::Failed(format!("MPI had not answered after {seconds} s (--limit)"));
-            }
-            Err(error) => return Outcome::Failed(error.to_string()),
+impl Examination {
+    /// Starts this program again with the same arguments to do the work. It ends with this process.
+    pub fn start(limit: Duration) -> Self {
+        let parent = std::process::id();
+        let program = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
+        let mut command = Command::new(program);
+        command.args(std::env::args_os().skip(1)).arg(INSIDE);
+        // SAFETY: both calls are allowed between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                match libc::getppid() as u32 == parent {
+                    true => Ok(()),
+                    false => Err(io::Error::other("the parent is gone")),
+                }
+            });
         }
+        Self::of(command, limit)
+    }
+
+    fn of(mut command: Command, limit: Duration) -> Self {
+        let (started, child) = (Instant::now(), command.spawn());
+        // mpirun, whose MPI has just failed, asks all to end, and kills them a second later: time for a report.
+        let is_terminated = Arc::new(AtomicBool::new(false));
+        let _ = signal_hook::flag::register(SIGTERM, Arc::clone(&is_terminated));
+        Self { child, started, limit, is_terminated }
+    }
+
+    /// Waits for its end, no longer than the limit.
+    pub fn wait(self) -> Outcome {
+        let Self { child, started, limit, is_terminated } = self;
+        let mut child = match child {
+            Ok(child) => child,
+            Err(error) => return Outcome::Failed(format!("the examination could not be started: {error}")),
+        };
+        let why = loop {
+            match child.try_wait() {
+                Ok(Some(status)) => return judge(status),
+                Ok(None) if is_terminated.load(Ordering::Relaxed) => {
+                    break "SIGTERM ended the wait".to_owned();
+                }
+                Ok(None) if started.elapsed() < limit => std::thread::sleep(POLL),
+                Ok(None) => break format!("MPI had not answered after {} s (--limit)", limit.as_secs_f64()),
+                Err(error) => return Outcome::Failed(error.to_string()),
+            }
+        };
+        let _ = child.kill();
+        let _ = child.wait();
+        Outcome::Failed(why)
     }
 }
 
@@ -75,8 +100,9 @@ mod tests {
     use super::*;
 
     fn shell(script: &str, limit_ms: u64) -> Outcome {
-        let child = Command::new("/bin/sh").args(["-c", script]).spawn().unwrap();
-        wait(child, Duration::from_millis(limit_ms))
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        Examination::of(command, Duration::from_millis(limit_ms)).wait()
     }
 
     #[test]
@@ -86,5 +112,7 @@ mod tests {
         assert!(matches!(shell("exit 1", 10_000), Outcome::Failed(why) if why.contains("code 1")));
         assert!(matches!(shell("kill -SEGV $$", 10_000), Outcome::Failed(why) if why.contains("signal 11")));
         assert!(matches!(shell("exec sleep 60", 100), Outcome::Failed(why) if why.contains("0.1 s")));
+        let absent = Examination::of(Command::new("/no/such/program"), Duration::from_secs(1)).wait();
+        assert!(matches!(absent, Outcome::Failed(why) if why.contains("could not be started")));
     }
 }

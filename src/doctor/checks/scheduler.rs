@@ -7,7 +7,7 @@ use crate::doctor::catalogue::{
     SCHEDULER_ALONE, SCHEDULER_NODEFILE, SCHEDULER_NODES, SCHEDULER_RANK, SCHEDULER_STALE, SCHEDULER_TASKS,
 };
 use crate::doctor::facts::Facts;
-use crate::doctor::finding::{Finding, each, hosts};
+use crate::doctor::finding::{Finding, count, each, hosts};
 
 pub fn check(all: &[Facts]) -> Vec<Finding> {
     let Some(first) = all.first() else { return Vec::new() };
@@ -78,12 +78,12 @@ fn size(facts: &Facts) -> Option<Finding> {
     match facts.size {
         1 if tasks > 1 && !launched => Some(Finding::of(
             &SCHEDULER_ALONE,
-            format!("one process without a launcher in a job of {tasks} tasks ({name})"),
+            format!("one process without a launcher in a job of {} ({name})", count(tasks, "task")),
             Vec::new(),
         )),
         size if size > tasks => Some(Finding::of(
             &SCHEDULER_TASKS,
-            format!("a world of {size} in a job of {tasks} tasks ({name})"),
+            format!("a world of {size} in a job of {} ({name})", count(tasks, "task")),
             Vec::new(),
         )),
         _ => None,
@@ -100,7 +100,7 @@ fn idle_nodes(first: &Facts, all: &[Facts]) -> Option<Finding> {
     let used = hosts(all).len();
     let is_launched = first.size > 1;
     (is_launched && used < nodes).then(|| {
-        let message = format!("the job has {nodes} nodes, but the ranks are on {used}");
+        let message = format!("the job has {}, but the ranks are on {used}", count(nodes, "node"));
         Finding::of(&SCHEDULER_NODES, message, Vec::new())
     })
 }
