@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use lockstep_record::{Manifest, Outcome, RunDir, exit, read_json};
@@ -18,6 +18,11 @@ struct Ended {
 }
 
 impl Ended {
+    fn of(output: &Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+    }
+
     fn code(self, expected: i32) -> Self {
         assert_eq!(self.code, Some(expected), "{}", self.stderr);
         self
@@ -47,9 +52,7 @@ fn launch_command(words: &[&str]) -> Command {
 
 fn finish(mut command: Command) -> Ended {
     let _turn = take_turn();
-    let output = command.output().expect("start lockstep launch");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ended { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+    Ended::of(&command.output().expect("start lockstep launch"))
 }
 
 /// Runs a job here in `dir`, with the tiny training and more words for it.
@@ -126,37 +129,37 @@ fn time_that_runs_out_saves_and_the_folder_is_gone_on_with() {
 /// SIGUSR1 and SIGTERM to the job reach the ranks, which save. The run that goes on ends with the golden bits.
 #[test]
 fn a_signal_to_the_job_saves_and_the_rest_gives_the_golden_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    // Long enough to be caught in the middle.
+    let long = ["--set", "schedule.steps=400", "--set", "evaluate.every=0", "--set", "checkpoint.every=200"];
+    let golden = folder.path().join("golden");
+    here(&golden, &[], &long).code(exit::OK);
     for signal in [libc::SIGUSR1, libc::SIGTERM] {
-        let folder = tempfile::tempdir().unwrap();
-        let dir = folder.path().join("job");
-        let mut command = launch_command(&["local", "-n", "2", "--dir", &dir.display().to_string()]);
-        // Slow enough to be caught in the middle.
-        command.args(tiny()).args(["--set", "data.max_samples=96"]);
-        command.stderr(Stdio::piped()).stdout(Stdio::null());
-        let turn = take_turn();
-        let child = command.spawn().unwrap();
-        let metrics = RunDir::new(dir.join("run")).metrics();
-        let started = Instant::now();
-        while !fs::metadata(&metrics).is_ok_and(|metadata| metadata.len() > 0) {
-            assert!(started.elapsed() < Duration::from_secs(60), "it never began");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        let children = Command::new("pgrep").args(["-P", &child.id().to_string()]).output().unwrap();
-        let job: i32 = String::from_utf8_lossy(&children.stdout).trim().parse().unwrap();
-        // SAFETY: sends a signal to a child of our own child, which is still being waited for.
-        unsafe { libc::kill(job, signal) };
-        let output = child.wait_with_output().unwrap();
-        drop(turn);
-        let code = output.status.code();
-        // Ten steps are over soon: then there was nothing left to save.
-        assert!(
-            code == Some(exit::PREEMPTED) || code == Some(exit::OK),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        here(&dir, &["-n", "3"], &[]).code(exit::OK);
-        assert_equal(&golden(), &dir.join("run"));
+        let dir = folder.path().join(signal.to_string());
+        signalled(&dir, &long, signal).code(exit::PREEMPTED).says("saved; go on with");
+        assert_eq!(fs::read_to_string(dir.join("exit-code")).unwrap(), "75\n");
+        here(&dir, &["-n", "3"], &long).code(exit::OK);
+        assert_equal(&golden.join("run"), &dir.join("run"));
     }
+}
+
+/// Sends a signal to a job of two ranks once it trains.
+fn signalled(dir: &Path, training: &[&str], signal: i32) -> Ended {
+    let mut command = launch_command(&["local", "-n", "2", "--dir", &dir.display().to_string()]);
+    command.args(tiny()).args(training).stderr(Stdio::piped()).stdout(Stdio::piped());
+    let _turn = take_turn();
+    let child = command.spawn().unwrap();
+    let metrics = RunDir::new(dir.join("run")).metrics();
+    let started = Instant::now();
+    while !fs::metadata(&metrics).is_ok_and(|metadata| metadata.len() > 0) {
+        assert!(started.elapsed() < Duration::from_secs(60), "it never began");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let children = Command::new("pgrep").args(["-P", &child.id().to_string()]).output().unwrap();
+    let job: i32 = String::from_utf8_lossy(&children.stdout).trim().parse().unwrap();
+    // SAFETY: sends a signal to a child of our own child, which is still being waited for.
+    unsafe { libc::kill(job, signal) };
+    Ended::of(&child.wait_with_output().unwrap())
 }
 
 /// The control of the milestone: a job whose checkpoint cannot be loaded fails, although its training succeeded.
@@ -221,7 +224,7 @@ fn the_verify_job_starts_ranks_as_the_job_does() {
     );
     fs::write(&plan, text).unwrap();
     let text = format!(
-        "jobs: {{ verify: {{ plan: '{}', only: ddp }} }} }}\nprograms: {{ harness: '{}' }}",
+        "jobs: {{ verify: {{ plan: '{}', only: ddp }} }}\nprograms: {{ harness: '{}' }}",
         plan.display(),
         harness().display()
     );

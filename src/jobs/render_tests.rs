@@ -71,10 +71,11 @@ fn directives_come_before_anything_else() {
     }
 }
 
+/// Shellcheck takes a second a script, so it sees every template once, and bash every script.
 #[test]
 fn bash_and_shellcheck_take_every_script() {
     let folder = tempfile::tempdir().unwrap();
-    let mut files = Vec::new();
+    let mut to_check = Vec::new();
     for (site, kind, name) in SITES {
         for (variant, extra) in
             [("", ""), ("-launcher", "launcher: [run, '-n{ranks}', '{ranks_per_node}']\n")]
@@ -82,15 +83,15 @@ fn bash_and_shellcheck_take_every_script() {
             for job in jobs() {
                 let file = folder.path().join(format!("{name}{variant}-{job}.sh"));
                 fs::write(&file, script(kind, &job, &format!("{extra}{site}"))).unwrap();
-                files.push(file);
+                let checked = Command::new("bash").arg("-n").arg(&file).output().unwrap();
+                assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+                if job == "train" || (kind == Kind::Slurm && variant.is_empty()) {
+                    to_check.push(file);
+                }
             }
         }
     }
-    for file in &files {
-        let checked = Command::new("bash").arg("-n").arg(file).output().unwrap();
-        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
-    }
-    match Command::new("shellcheck").arg("--shell=bash").args(&files).output() {
+    match Command::new("shellcheck").arg("--shell=bash").args(&to_check).output() {
         Ok(checked) => assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout)),
         Err(error) => eprintln!("skipped: shellcheck: {error}"),
     }

@@ -141,11 +141,11 @@ pub fn wait(job: &Job, id: &str, limit: Duration, tell: &mut dyn FnMut(&str)) ->
                     last = how;
                 }
             }
-            Some(state) => {
-                if over_since.get_or_insert_with(Instant::now).elapsed() >= LATE {
-                    return conclude(job, &id, state);
-                }
-            }
+            Some(state) => match over_since {
+                Some(since) if since.elapsed() >= LATE => return conclude(job, &id, state),
+                Some(_) => {}
+                None => over_since = Some(Instant::now()),
+            },
         }
         std::thread::sleep(POLL);
     }
