@@ -140,7 +140,9 @@ pub fn distinct(all: &[Facts], ask: impl Fn(&Facts) -> String) -> String {
 pub fn bytes_text(bytes: u64) -> String {
     const UNITS: [(u64, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match UNITS.into_iter().find(|(size, _)| bytes >= *size) {
-        Some((size, unit)) if bytes % size == 0 || bytes >= 100 * size => format!("{} {unit}", bytes / size),
+        Some((size, unit)) if bytes.is_multiple_of(size) || bytes >= 100 * size => {
+            format!("{} {unit}", bytes / size)
+        }
         Some((size, unit)) => format!("{:.1} {unit}", bytes as f64 / size as f64),
         None => format!("{bytes} bytes"),
     }

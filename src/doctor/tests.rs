@@ -362,10 +362,13 @@ fn each_kind_is_provoked_by_itself() {
     assert_eq!(all.len(), ALL.len(), "no two kinds share a name");
 }
 
+/// Makes a rank see something.
+type Change = fn(&mut Facts);
+
 /// What must not be reported.
 #[test]
 fn no_false_alarms() {
-    let quiet: Vec<(&str, fn(&mut Facts))> = vec![
+    let quiet: Vec<(&str, Change)> = vec![
         ("a list that excludes", |facts| set(facts, "NCCL_SOCKET_IFNAME", "^docker,lo")),
         ("a prefix", |facts| set(facts, "NCCL_SOCKET_IFNAME", "eth")),
         ("one of two prefixes", |facts| set(facts, "NCCL_SOCKET_IFNAME", "ib,eth")),

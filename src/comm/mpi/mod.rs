@@ -177,6 +177,10 @@ impl MpiComm {
                     ffi::RSMPI_STATUSES_IGNORE,
                 )
             })?;
+            // What was done when it was started counts as inactive, and not as done.
+            if done == unsafe { ffi::RSMPI_UNDEFINED } {
+                return Ok(());
+            }
             if done > 0 {
                 left -= done;
                 self.watchdog.progressed();

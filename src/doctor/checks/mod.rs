@@ -14,9 +14,12 @@ mod scheduler;
 use super::facts::Facts;
 use super::finding::Finding;
 
+/// One group of checks.
+type Check = fn(&[Facts]) -> Vec<Finding>;
+
 /// Everything that can be said about these ranks; never empty for at least one rank.
 pub fn examine(all: &[Facts]) -> Vec<Finding> {
-    let groups: [fn(&[Facts]) -> Vec<Finding>; 10] = [
+    let groups: [Check; 10] = [
         mpi::check,
         scheduler::check,
         container::check,

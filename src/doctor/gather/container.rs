@@ -3,11 +3,9 @@
 use std::path::Path;
 
 use super::system::first_line;
+use crate::config::env::IMAGE_DIGEST;
 use crate::doctor::facts::Container;
 use crate::launch::Env;
-
-/// Set by images of this project to what identifies them.
-const DIGEST: &str = "LOCKSTEP_IMAGE_DIGEST";
 
 pub fn container(env: Env) -> Option<Container> {
     let marked = |path: &str| Path::new(path).exists();
@@ -33,7 +31,7 @@ fn identify(
     // The build writes it beside the image, as sha256sum does.
     let beside = image.as_ref().and_then(|image| line(&format!("{image}.sha256")));
     let beside = beside.and_then(|text| Some(format!("sha256:{}", text.split_whitespace().next()?)));
-    let given = env(DIGEST).filter(|digest| !digest.trim().is_empty());
+    let given = env(IMAGE_DIGEST).filter(|digest| !digest.trim().is_empty());
     Some(Container { kind, digest: given.or(beside), image })
 }
 
@@ -55,7 +53,7 @@ mod tests {
         let apptainer = see(&[("APPTAINER_CONTAINER", "/images/a.sif")], &["/.singularity.d"]).unwrap();
         assert_eq!((apptainer.kind.as_str(), apptainer.digest.as_deref()), ("apptainer", Some("sha256:abc")));
         assert_eq!(apptainer.image.as_deref(), Some("/images/a.sif"));
-        let docker = see(&[(DIGEST, "sha256:def")], &["/.dockerenv"]).unwrap();
+        let docker = see(&[(IMAGE_DIGEST, "sha256:def")], &["/.dockerenv"]).unwrap();
         assert_eq!((docker.kind.as_str(), docker.digest.as_deref()), ("docker", Some("sha256:def")));
         assert_eq!(see(&[], &["/run/.containerenv"]).unwrap().kind, "podman");
         assert_eq!(see(&[("container", "lxc")], &[]).unwrap().kind, "lxc");
