@@ -64,6 +64,7 @@ MessageTimeout=5
 TreeWidth=64
 SchedulerParameters=bf_interval=2,sched_interval=5
 KillWait=5
+MinJobAge=3600
 NodeName=n[1-$1] CPUs=$SLURM_CPUS RealMemory=$memory_mib
 PartitionName=main Nodes=ALL Default=YES MaxTime=1-00:00:00 State=UP
 END
