@@ -99,6 +99,12 @@ pub const VARIABLES: &[Variable] = &[
         reader: "`ci/cluster`",
     },
     Variable {
+        name: "LOCKSTEP_WRITE_DOCS",
+        meaning: "Makes the test of `docs/doctor.md` write its table of findings instead of comparing it.",
+        default: "compare",
+        reader: "the tests",
+    },
+    Variable {
         name: GIT_COMMIT,
         meaning: "The commit that the run record names, for builds outside a git checkout.",
         default: "the checkout's",
