@@ -296,7 +296,7 @@ pub mod tests {
             nodes: None,
             time: None,
             name: None,
-            dir: "/work/runs/one".into(),
+            dir: "/scratch/runs/one".into(),
             submit_dir: "/work".into(),
             arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
             found: Found {
