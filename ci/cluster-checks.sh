@@ -23,7 +23,8 @@ traces() {
   if command -v iptables-save >/dev/null; then iptables-save | grep -v '^[#:]' || true; fi
   ls -d "/run/lockstep-cluster/$LOCKSTEP_CLUSTER" "/run/lock/lockstep-cluster-$LOCKSTEP_CLUSTER" 2>/dev/null || true
   pgrep -f "lockstep-cluster/$LOCKSTEP_CLUSTER" || true
-  ps -eo pid=,comm= | grep -E " (munged|slurmctld|slurmd|slurmstepd)$" || true
+  # What was killed and not collected yet is gone for all others.
+  ps -eo stat=,pid=,comm= | grep -v '^Z' | grep -E " (munged|slurmctld|slurmd|slurmstepd)$" || true
   find /sys/fs/cgroup -iname '*slurm*' 2>/dev/null | sort || true
 }
 

@@ -60,6 +60,9 @@ pub fn start(session: &mut Session, run: &RunDir, resume: Option<&Path>) -> Resu
     let (step, checkpoint) = first_good(session, &chain)?;
     session.agree_on_parameters()?;
     tracing::info!(step, checkpoint = %checkpoint.display(), "resumed");
+    if comm.rank() == 0 {
+        eprintln!("step {step}: resumed from {}", checkpoint.display());
+    }
     Ok(Start { step, manifest })
 }
 

@@ -69,7 +69,8 @@ impl Resnet {
 }
 
 impl Reader<'_> {
-    /// Convolution without bias, then GroupNorm. The padding keeps the size at stride 1.
+    /// Convolution without bias, then GroupNorm. The padding keeps the size at stride 1. What follows may change the
+    /// result in place, as torchvision's `inplace=True` does: backward of a norm needs its input only.
     fn conv_norm(&mut self, input: &Tensor, stride: i64) -> Result<Tensor, TchError> {
         let weight = self.next()?;
         let padding = weight.size()[3] / 2;
@@ -78,10 +79,10 @@ impl Reader<'_> {
     }
 
     fn block(&mut self, block: &Block, input: Tensor) -> Result<Tensor, TchError> {
-        let x = self.conv_norm(&input, block.stride)?.f_relu()?;
-        let x = self.conv_norm(&x, 1)?;
+        let x = self.conv_norm(&input, block.stride)?.f_relu_()?;
+        let mut x = self.conv_norm(&x, 1)?;
         let shortcut = if block.has_projection() { self.conv_norm(&input, block.stride)? } else { input };
-        x.f_add(&shortcut)?.f_relu()
+        x.f_add_(&shortcut)?.f_relu_()
     }
 }
 
@@ -120,7 +121,7 @@ impl Model for Resnet {
         dropout: Option<&Dropout>,
     ) -> Result<Tensor, TchError> {
         let mut reader = Reader::new(weights);
-        let mut x = reader.conv_norm(&batch.inputs, 1)?.f_relu()?;
+        let mut x = reader.conv_norm(&batch.inputs, 1)?.f_relu_()?;
         for block in &self.blocks {
             x = reader.block(block, x)?;
         }

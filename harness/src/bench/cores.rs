@@ -64,6 +64,11 @@ impl Cores {
         }
     }
 
+    /// The folder of the control group, if there is one.
+    pub fn group(&self) -> Option<&Path> {
+        self.group.as_ref().map(|group| group.path.as_path())
+    }
+
     /// None if /proc cannot be read: then nothing is known about others.
     pub fn read(&self) -> Option<Reading> {
         let own_seconds = match &self.group {

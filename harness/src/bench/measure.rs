@@ -15,7 +15,7 @@ const FIRST_LOSS_RTOL: f64 = 1e-4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
-    /// Tokens of a step ÷ the median seconds of the measured steps.
+    /// Tokens of a step ÷ the median seconds of the measured steps; in turns, ÷ their mean.
     TokensPerSecond,
     /// From the launch to the first line of `metrics.jsonl`.
     StartupSeconds,
@@ -73,7 +73,7 @@ pub struct Measured {
     pub state_bytes: f64,
     /// Of each measured step, in order.
     pub step_seconds: Vec<f64>,
-    /// Wall-clock time of the whole launch.
+    /// Wall-clock time of the whole launch, with that of the other if they took turns.
     pub seconds: f64,
     /// CPU time that everything else on the machine took meanwhile, as a share of all cores.
     pub others_share: f64,
@@ -120,10 +120,17 @@ impl Record {
     /// the launch.
     pub fn measure(&self, warmup_steps: u64, launch: LaunchTimes) -> Result<Measured, String> {
         let measured: Vec<&StepLine> = self.steps.iter().filter(|line| line.step > warmup_steps).collect();
-        let step_seconds: Vec<f64> = measured.iter().map(|line| line.seconds.total).collect();
+        let taking_turns = launch.step_seconds.is_some();
+        let own = || measured.iter().map(|line| line.seconds.total).collect();
+        let step_seconds: Vec<f64> = launch.step_seconds.unwrap_or_else(own);
         let sum = |of: fn(&Seconds) -> f64| measured.iter().map(|line| of(&line.seconds)).sum::<f64>();
         let communication = sum(|seconds| seconds.communication_total);
-        let (Some(last), Some(typical)) = (measured.last(), median(&step_seconds)) else {
+        // In turns both sides met the machine's slow moments alike, so that all of their time tells most.
+        let typical = match taking_turns {
+            true => Some(step_seconds.iter().sum::<f64>() / step_seconds.len() as f64),
+            false => median(&step_seconds),
+        };
+        let (Some(last), Some(typical)) = (measured.last(), typical) else {
             return Err(format!("its record has no step after the {warmup_steps} of the warm-up"));
         };
         if !(typical.is_finite() && typical > 0.0) {
@@ -146,11 +153,13 @@ impl Record {
 }
 
 /// What is known of a run from outside.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct LaunchTimes {
     pub startup_seconds: f64,
     pub seconds: f64,
     pub others_share: f64,
+    /// Of the steps after the warm-up, if the run took turns with another: its own clock went on while it was frozen.
+    pub step_seconds: Option<Vec<f64>>,
 }
 
 /// Why two runs must not be compared, if they did not do the same work: model, data, precision and everything

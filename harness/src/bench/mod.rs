@@ -1,5 +1,5 @@
-//! Measures ours against theirs: pairs of runs of the same work that alternate in one session, so that a
-//! machine whose speed drifts slows both alike, and the median of the pairs' ratios. A pair during which
+//! Measures ours against theirs: pairs of runs of the same work that alternate in one session (or take turns of a second),
+//! so that a machine whose speed drifts slows both alike, and the median of the pairs' ratios. A pair during which
 //! someone else used the cores is repeated, and never quoted silently.
 
 mod args;
@@ -15,6 +15,7 @@ mod results;
 mod runner;
 mod statistics;
 mod table;
+mod turns;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

@@ -30,7 +30,7 @@ mod tests {
             seconds: 1.0,
             others_share: 0.0,
         };
-        Pair { ours_first, disturbed, ours: side.clone(), theirs: side }
+        Pair { ours_first, in_turns: false, disturbed, ours: side.clone(), theirs: side }
     }
 
     #[test]

@@ -25,6 +25,7 @@ struct PlanFile {
     launcher: Option<Vec<String>>,
     timeout_s: Option<f64>,
     pairs: Option<usize>,
+    turn_s: Option<f64>,
     warmup_steps: Option<u64>,
     steps: Option<u64>,
     #[serde(default)]
@@ -144,6 +145,8 @@ pub struct Comparison {
     pub theirs: Side,
     pub aims: Vec<Aim>,
     pub pairs: usize,
+    /// Both sides of a pair run at a time, one frozen while the other computes for this long; None: one after the other.
+    pub turn: Option<Duration>,
     /// Steps at the start of each run that are not measured.
     pub warmup_steps: u64,
     /// Steps that are measured.
@@ -263,6 +266,13 @@ fn make_comparison(item: ComparisonFile, file: &PlanFile, folder: &Path) -> Resu
     {
         return Err(format!("aims: two are about {}", twice.1));
     }
+    // Each side's own clock, which tells what is exposed, would go on while it is frozen.
+    let own_clock = metrics.contains(&Metric::ExposedShare);
+    let warmup_steps = item.warmup_steps.or(file.warmup_steps).unwrap_or(2);
+    let turn = file.turn_s.filter(|_| !own_clock).map(seconds).transpose()?;
+    if turn.is_some() && warmup_steps == 0 {
+        return Err("turn_s: needs at least one step of warm-up, since a run's first step has no beginning".into());
+    }
     Ok(Comparison {
         config: find_config(folder, &item.config)?,
         set: item.set,
@@ -276,12 +286,8 @@ fn make_comparison(item: ComparisonFile, file: &PlanFile, folder: &Path) -> Resu
             false => item.aims,
         },
         pairs: between("pairs", pairs as u64, 1, PAIRS_MAX as u64).map(|_| pairs)?,
-        warmup_steps: between(
-            "warmup_steps",
-            item.warmup_steps.or(file.warmup_steps).unwrap_or(2),
-            0,
-            STEPS_MAX,
-        )?,
+        turn,
+        warmup_steps: between("warmup_steps", warmup_steps, 0, STEPS_MAX)?,
         steps: between("steps", item.steps.or(file.steps).unwrap_or(6), 1, STEPS_MAX)?,
         timeout: seconds(item.timeout_s.or(file.timeout_s).unwrap_or(TIMEOUT_DEFAULT_S))?,
         name: item.name,

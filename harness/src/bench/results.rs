@@ -76,6 +76,9 @@ pub struct SideInfo {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pair {
     pub ours_first: bool,
+    /// Both ran at a time, a second the one and a second the other.
+    #[serde(default)]
+    pub in_turns: bool,
     /// Others used more of the cores than they may: repeated while repeats are left, and never quoted as it
     /// is.
     pub disturbed: bool,

@@ -12,10 +12,12 @@ use super::measure::{LaunchTimes, Measured, Record, unlike};
 use super::order::ours_goes_first;
 use super::plan::{Comparison, Peer, Plan, Side, Variant};
 use super::results::{Finding, Pair};
+use super::turns::{Entrant, Freezer, Rules, step_seconds, take_turns};
 use crate::launch::{Expected, Launch, Launcher, Places, check_world, complaint, probe, unix_s};
 
 /// How often `metrics.jsonl` is looked at for its first line.
 const POLL: Duration = Duration::from_millis(5);
+const UNKNOWN: &str = "cannot read CPU times from /proc: nothing is known about who used the cores";
 
 pub(super) struct Runner<'a> {
     pub plan: &'a Plan,
@@ -41,6 +43,34 @@ struct Bout<'a> {
     comparison: &'a Comparison,
     golden: Option<PathBuf>,
     link_launcher: Option<&'a [String]>,
+}
+
+/// One side of a pair.
+struct Attempt {
+    is_ours: bool,
+    argv: Vec<String>,
+    /// None: a peer's own.
+    strategy: Option<String>,
+    run: RunDir,
+    folder: PathBuf,
+}
+
+impl Attempt {
+    fn blame(&self, problem: String) -> String {
+        format!("{}: {problem}", if self.is_ours { "ours" } else { "theirs" })
+    }
+
+    fn finish(&self, bout: &Bout, times: LaunchTimes) -> Result<(Record, Measured), String> {
+        let comparison = bout.comparison;
+        let expected =
+            Expected { ranks: comparison.ranks, strategy: self.strategy.as_deref(), from_step: Some(0) };
+        let manifest = check_world(&self.run, &[expected])?;
+        let record = Record::read(&self.run, manifest).map_err(|error| error.to_string())?;
+        let measured = record.measure(comparison.warmup_steps, times)?;
+        // Hundreds of megabytes a run that nobody reads.
+        let _ = std::fs::remove_dir_all(self.run.checkpoints());
+        Ok((record, measured))
+    }
 }
 
 impl Runner<'_> {
@@ -85,14 +115,24 @@ impl Runner<'_> {
         ours_first: bool,
         finding: &mut Finding,
     ) -> Result<Pair, String> {
-        let mut ours = None;
-        let mut theirs = None;
-        for is_ours in [ours_first, !ours_first] {
-            let (place, name) = if is_ours { (&mut ours, "ours") } else { (&mut theirs, "theirs") };
-            let ran = self.one_run(bout, is_ours, &folder.join(name));
-            *place = Some(ran.map_err(|problem| format!("{name}: {problem}"))?);
+        let order = [ours_first, !ours_first];
+        let mut attempts = Vec::new();
+        for is_ours in order {
+            attempts.push(self.prepare(bout, is_ours, folder)?);
         }
-        let (Some((our_record, ours)), Some((their_record, theirs))) = (ours, theirs) else {
+        let freezers = bout.comparison.turn.and_then(|turn| Some((turn, self.freezers()?)));
+        let times = match &freezers {
+            Some((turn, freezers)) => self.in_turns(bout, &attempts, *turn, freezers)?,
+            None => self.one_after_the_other(bout, &attempts)?,
+        };
+        let mut finished = Vec::new();
+        for (attempt, times) in attempts.iter().zip(times) {
+            finished.push(attempt.finish(bout, times).map_err(|problem| attempt.blame(problem))?);
+        }
+        if !ours_first {
+            finished.reverse();
+        }
+        let Ok([(our_record, ours), (their_record, theirs)]) = <[_; 2]>::try_from(finished) else {
             return Err("a run is missing".into());
         };
         finding.ours.learn(&our_record.manifest);
@@ -101,11 +141,63 @@ impl Runner<'_> {
             return Err(difference);
         }
         let disturbed = ours.others_share.max(theirs.others_share) > self.disturbance_max;
-        Ok(Pair { ours_first, disturbed, ours, theirs })
+        let in_turns = freezers.is_some();
+        Ok(Pair { ours_first, in_turns, disturbed, ours, theirs })
     }
 
-    fn one_run(&self, bout: &Bout, is_ours: bool, folder: &Path) -> Result<(Record, Measured), String> {
+    /// None where control groups cannot be made: then runs follow one another.
+    fn freezers(&self) -> Option<[Freezer; 2]> {
+        let group = self.cores.group()?;
+        Some([Freezer::new(group, "first").ok()?, Freezer::new(group, "second").ok()?])
+    }
+
+    fn one_after_the_other(&self, bout: &Bout, attempts: &[Attempt]) -> Result<Vec<LaunchTimes>, String> {
+        let run = |attempt: &Attempt| {
+            self.launch(attempt.argv.clone(), &attempt.folder, &attempt.run, bout.comparison.timeout)
+                .map_err(|problem| attempt.blame(problem))
+        };
+        attempts.iter().map(run).collect()
+    }
+
+    fn in_turns(
+        &self,
+        bout: &Bout,
+        attempts: &[Attempt],
+        turn: Duration,
+        freezers: &[Freezer; 2],
+    ) -> Result<Vec<LaunchTimes>, String> {
         let comparison = bout.comparison;
+        let [first, second] = attempts else { return Err("a run is missing".into()) };
+        let entrant = |attempt: &Attempt, freezer| {
+            let argv = Freezer::wrap(freezer, attempt.argv.clone());
+            // Each waits for the other.
+            let launch = self.prepare_launch(argv, &attempt.folder, 3 * comparison.timeout)?;
+            Ok::<_, String>(Entrant { launch, metrics: attempt.run.metrics(), freezer })
+        };
+        let entrants = [entrant(first, &freezers[0])?, entrant(second, &freezers[1])?];
+        let warmup_lines = comparison.warmup_steps as usize;
+        let rules = Rules { turn, warmup_lines, lines: comparison.steps_in_all() as usize };
+        let before = self.cores.read().ok_or(UNKNOWN)?;
+        let ran = take_turns(entrants, rules).map_err(|error| format!("taking turns: {error}"))?;
+        let after = self.cores.read().ok_or(UNKNOWN)?;
+        let mut times = Vec::new();
+        for (attempt, ran) in attempts.iter().zip(&ran) {
+            if let Some(text) = complaint(&ran.ended, &ran.record) {
+                return Err(attempt.blame(text));
+            }
+            times.push(LaunchTimes {
+                startup_seconds: ran.marks.first().map_or(0.0, Duration::as_secs_f64),
+                seconds: ran.record.seconds,
+                others_share: others_share(&before, &after),
+                step_seconds: Some(step_seconds(&ran.marks, warmup_lines)),
+            });
+        }
+        Ok(times)
+    }
+
+    fn prepare(&self, bout: &Bout, is_ours: bool, folder: &Path) -> Result<Attempt, String> {
+        let comparison = bout.comparison;
+        let folder = folder.join(if is_ours { "ours" } else { "theirs" });
         let run_dir = folder.join("run");
         let (argv, strategy) = match (&comparison.theirs, is_ours) {
             (Side::Peer(peer), false) => {
@@ -120,16 +212,8 @@ impl Runner<'_> {
             (Side::Variant(variant), false) => (self.our_command(bout, variant, &run_dir)?, Some(variant)),
             (_, true) => (self.our_command(bout, &comparison.ours, &run_dir)?, Some(&comparison.ours)),
         };
-        let times = self.launch(argv, folder, &RunDir::new(&run_dir), comparison.timeout)?;
-        let run = RunDir::new(&run_dir);
-        let strategy = strategy.map(|variant| variant.strategy.as_str());
-        let expected = Expected { ranks: comparison.ranks, strategy, from_step: Some(0) };
-        let manifest = check_world(&run, &[expected])?;
-        let record = Record::read(&run, manifest).map_err(|error| error.to_string())?;
-        let measured = record.measure(comparison.warmup_steps, times)?;
-        // Hundreds of megabytes a run that nobody reads.
-        let _ = std::fs::remove_dir_all(run.checkpoints());
-        Ok((record, measured))
+        let strategy = strategy.map(|variant| variant.strategy.clone());
+        Ok(Attempt { is_ours, argv, strategy, run: RunDir::new(&run_dir), folder })
     }
 
     fn our_command(&self, bout: &Bout, variant: &Variant, run_dir: &Path) -> Result<Vec<String>, String> {
@@ -144,6 +228,17 @@ impl Runner<'_> {
         }
     }
 
+    fn prepare_launch(
+        &self,
+        argv: Vec<String>,
+        folder: &Path,
+        timeout: Duration,
+    ) -> Result<Launch<'_>, String> {
+        std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        let [stdout, stderr] = ["stdout", "stderr"].map(|name| folder.join(name));
+        Ok(Launch { argv, stdout, stderr, timeout, stop: self.stop })
+    }
+
     /// Runs a command line to its end; anything but success is an error with the end of what it said.
     fn launch(
         &self,
@@ -152,13 +247,10 @@ impl Runner<'_> {
         run: &RunDir,
         timeout: Duration,
     ) -> Result<LaunchTimes, String> {
-        std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-        let [stdout, stderr] = ["stdout", "stderr"].map(|name| folder.join(name));
-        let launch = Launch { argv, stdout, stderr, timeout, stop: self.stop };
-        let unknown = "cannot read CPU times from /proc: nothing is known about who used the cores";
-        let before = self.cores.read().ok_or(unknown)?;
+        let launch = self.prepare_launch(argv, folder, timeout)?;
+        let before = self.cores.read().ok_or(UNKNOWN)?;
         let (ended, record, first_line) = watched(launch, &run.metrics());
-        let after = self.cores.read().ok_or(unknown)?;
+        let after = self.cores.read().ok_or(UNKNOWN)?;
         if let Some(text) = complaint(&ended, &record) {
             return Err(text);
         }
@@ -169,6 +261,7 @@ impl Runner<'_> {
             startup_seconds: startup.as_secs_f64(),
             seconds: record.seconds,
             others_share: others_share(&before, &after),
+            step_seconds: None,
         })
     }
 
