@@ -1,4 +1,4 @@
-//! Compiles the one C++ file against libtorch, lets the binaries find libtorch at run time, and notes the commit.
+//! Compiles the C++ files against libtorch, lets the binaries find libtorch at run time, and notes the commit.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +14,8 @@ fn main() {
 
 fn compile_shim(lib: &Path) {
     let include = lib.with_file_name("include");
-    println!("cargo:rerun-if-changed=src/torch/shim.cpp");
+    const FILES: [&str; 2] = ["src/torch/shim.cpp", "src/torch/gelu.cpp"];
+    FILES.iter().for_each(|file| println!("cargo:rerun-if-changed={file}"));
     cc::Build::new()
         .cpp(true)
         .std("c++20")
@@ -23,7 +24,9 @@ fn compile_shim(lib: &Path) {
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .file("src/torch/shim.cpp")
+        // Products and sums are contracted where the code says so, and nowhere else.
+        .flag("-ffp-contract=off")
+        .files(FILES)
         .compile("lockstep_shim");
 }
 

@@ -89,7 +89,7 @@ impl Gpt {
     }
 
     fn feed_forward(&self, reader: &mut Reader, x: &Tensor) -> Result<Tensor, TchError> {
-        let hidden = reader.linear(x)?.f_gelu("tanh")?;
+        let hidden = crate::torch::gelu_tanh(&reader.linear(x)?)?;
         reader.linear(&hidden)
     }
 

@@ -14,6 +14,10 @@
 #include <string>
 #include <vector>
 
+// gelu.cpp
+at::Tensor lockstep_gelu(const at::Tensor& x);
+bool lockstep_gelu_is_ours();
+
 namespace {
 thread_local std::string last_error;
 
@@ -97,6 +101,13 @@ bool lockstep_fused_sgd(at::Tensor* parameter, at::Tensor* gradient, at::Tensor*
                     /*dampening=*/0.0, /*nesterov=*/false, /*maximize=*/false, is_first_step);
   });
 }
+
+// The result is the caller's.
+bool lockstep_gelu_tanh(at::Tensor* x, at::Tensor** result) {
+  return guarded([&] { *result = new at::Tensor(lockstep_gelu(*x)); });
+}
+
+bool lockstep_gelu_is_fast() { return lockstep_gelu_is_ours(); }
 
 bool lockstep_set_deterministic(bool deterministic) {
   return guarded([&] { at::globalContext().setDeterministicAlgorithms(deterministic, /*warn_only=*/false); });
