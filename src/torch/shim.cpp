@@ -110,7 +110,11 @@ bool lockstep_gelu_tanh(at::Tensor* x, at::Tensor** result) {
 bool lockstep_gelu_is_fast() { return lockstep_gelu_is_ours(); }
 
 bool lockstep_set_deterministic(bool deterministic) {
-  return guarded([&] { at::globalContext().setDeterministicAlgorithms(deterministic, /*warn_only=*/false); });
+  return guarded([&] {
+    at::globalContext().setDeterministicAlgorithms(deterministic, /*warn_only=*/false);
+    // Otherwise libtorch fills every tensor that an operation is about to write: 2 % of a step, for no bit of the result.
+    at::globalContext().setDeterministicFillUninitializedMemory(false);
+  });
 }
 
 // torch.backends.cpu.get_cpu_capability() and torch.__config__.show(): valid until the next call.

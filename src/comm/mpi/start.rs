@@ -9,7 +9,7 @@ use mpi::Threading;
 use mpi::ffi;
 use mpi::topology::Communicator;
 
-use super::{Incoming, MESSAGE_BYTES, MpiComm, Outgoing};
+use super::{MESSAGE_BYTES, MpiComm};
 use crate::comm::CommError;
 use crate::comm::patience::Pace;
 use crate::comm::side_channel::SideChannel;
@@ -55,7 +55,6 @@ impl MpiComm {
             bytes_sent: Cell::new(0),
             _finalizer: Some(Finalizer),
         };
-        comm.connect()?;
         if comm.crosses_hosts()? {
             comm.message_bytes = parallel.message_kb * KIB;
         }
@@ -70,21 +69,6 @@ impl MpiComm {
     pub fn library_version() -> String {
         let text = mpi::environment::library_version().unwrap_or_default();
         text.split(',').next().unwrap_or_default().trim().to_owned()
-    }
-
-    /// Connects to every other rank now, while one thread talks to MPI, and always from the lower rank of two. Libraries
-    /// connect at the first message; where two ranks do so at once, from two threads each, Open MPI's TCP has crashed.
-    fn connect(&self) -> Result<(), CommError> {
-        let operation = "connecting to all ranks";
-        let _watch = self.watchdog.watch(self.control(operation, 1));
-        let mut received = vec![0; self.rank];
-        let sends: Vec<_> = (self.rank + 1..self.size).map(|to| Outgoing { to, bytes: &[0] }).collect();
-        let mut receives: Vec<_> = (received.chunks_mut(1).enumerate())
-            .map(|(from, bytes)| Incoming { from, bytes })
-            .collect();
-        let result = self.swap(operation, &sends, &mut receives);
-        self.bytes_sent.set(0); // It counts what training sends.
-        result
     }
 
     /// Whether some ranks cannot share memory. All ranks call it, and get the same answer.
