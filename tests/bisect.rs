@@ -196,6 +196,21 @@ mod planted {
         assert!(finding.sentence.contains("on rank 2 only, element 0"), "{finding}");
     }
 
+    /// The run ended for it; trained again without that update, the step shows whose gradient it was.
+    #[test]
+    fn a_gradient_that_is_not_finite_is_traced_to_its_micro_batch() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = |name: &str| folder.path().join(name);
+        launch(1).run(&run("golden")).ok();
+        launch(2).mutate("nan-gradient").run(&run("candidate")).code(exit::INTERNAL);
+        let finding = bisection(&run("golden"), &run("candidate"), run("work")).finding.unwrap();
+        let place = (finding.step, finding.phase, finding.micro_batch, finding.rank);
+        assert_eq!(place, (Some(3), Phase::LocalGradient, Some(1), Some(0)), "{finding}");
+        for says in ["NaN (0x", "not finite", "said last"] {
+            assert!(finding.sentence.contains(says), "`{says}` is not in {finding}");
+        }
+    }
+
     /// Without digests the losses of the step after it are the first that show it.
     #[test]
     fn a_bug_that_later_steps_show_is_traced_back() {

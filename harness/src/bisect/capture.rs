@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use lockstep_record::{
-    CaptureGroup, CaptureManifest, CapturedTensor, CheckpointManifest, RankRange, RunDir, TrainingState,
+    CaptureGroup, CaptureManifest, CapturedTensor, CheckpointManifest, RankRange, RunDir, TensorEntry,
+    TrainingState,
 };
 
 use super::elements::compare_streams;
@@ -72,7 +73,8 @@ impl Capture {
     pub fn owner(&self, name: &str, (first, last): (u64, u64)) -> Option<u32> {
         let (bucket, offset) = self.slot(name)?;
         let shards = &self.manifest.buckets.get(bucket)?.shards;
-        let inside = |&(start, end): &(u64, u64)| start <= offset + first && offset + last < end;
+        let (first, last) = (offset.checked_add(first)?, offset.checked_add(last)?);
+        let inside = |&(start, end): &(u64, u64)| start <= first && last < end;
         shards.iter().position(inside).filter(|_| shards.len() > 1).and_then(|rank| u32::try_from(rank).ok())
     }
 }
@@ -353,9 +355,7 @@ fn locate(
 ) -> Result<(), CompareError> {
     let (left, right) = (&different.golden.tensor, &different.candidate.tensor);
     if (&left.dtype, &left.shape) != (&right.dtype, &right.shape) {
-        let form = |tensor: &lockstep_record::TensorEntry| {
-            Value::text(format!("{} {:?}", tensor.dtype, tensor.shape))
-        };
+        let form = |tensor: &TensorEntry| Value::text(format!("{} {:?}", tensor.dtype, tensor.shape));
         *finding = finding.clone().with_values(&form(left), &form(right));
         return Ok(());
     }
@@ -382,7 +382,7 @@ fn locate(
         && computed_by_shard
         && finding.rank.is_none()
     {
-        let length: u64 = right.shape.iter().product();
+        let length = elements_of(right);
         let whole = elements.differing == length;
         finding.rank = usize::try_from(owner).ok();
         finding.hints.push(match different.candidate.sharded {
@@ -397,6 +397,10 @@ fn locate(
     Ok(())
 }
 
+fn elements_of(tensor: &TensorEntry) -> u64 {
+    tensor.shape.iter().fold(1, |product: u64, &size| product.saturating_mul(size))
+}
+
 /// What the values themselves say about the cause.
 fn explain_tensor(
     different: &Different,
@@ -404,7 +408,7 @@ fn explain_tensor(
     golden: &mut Capture,
     candidate: &mut Capture,
 ) -> Result<Vec<String>, CompareError> {
-    let elements: u64 = different.candidate.tensor.shape.iter().product();
+    let elements = elements_of(&different.candidate.tensor);
     let Some(range) = finding.elements.filter(|_| elements <= EXPLAINED_MAX) else { return Ok(Vec::new()) };
     if different.candidate.tensor.dtype != "F32" || different.golden.tensor.dtype != "F32" {
         return Ok(Vec::new());

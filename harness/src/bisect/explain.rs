@@ -1,5 +1,7 @@
 //! What wrong values look like: multiples, copies of the old value, a sum that lacks a micro-batch. Hints, not verdicts.
 
+use std::collections::BTreeSet;
+
 use lockstep_record::{BLOCK_ELEMENTS, CaptureGroup, CapturedTensor, TensorEntry};
 
 use super::capture::Capture;
@@ -154,8 +156,8 @@ pub fn sum(golden: &[f32], candidate: &[f32], locals: &[Vec<f32>], ranks: &[u32]
             return Some(format!("it is the gradient of micro-batch {index} alone"));
         }
     }
-    let last = ranks.iter().copied().max().unwrap_or(0);
-    for rank in (0..=last).filter(|_| last > 0) {
+    let all: BTreeSet<u32> = ranks.iter().copied().collect();
+    for &rank in all.iter().filter(|_| all.len() > 1) {
         let of_rank = |other: usize| ranks.get(other) == Some(&rank);
         if is(&|other| if of_rank(other) { 0.0 } else { 1.0 }) {
             return Some(format!("it lacks the micro-batches of rank {rank}"));

@@ -65,6 +65,8 @@ pub struct Tools {
     /// Of each launch.
     pub timeout: Duration,
     pub stop: Arc<AtomicBool>,
+    /// Leave out an update whose gradient is not finite instead of ending the run, so that its step can be captured.
+    pub skip_non_finite: bool,
 }
 
 impl Tools {
@@ -89,7 +91,10 @@ impl Tools {
         for (index, stage) in stages.iter().enumerate() {
             let segment = &run.manifest.segments[stage.segment];
             let capture = (index + 1 == stages.len()).then_some(step);
-            let program = command(&self.trainer, &config, segment, (run, &target), stage, capture);
+            let mut program = command(&self.trainer, &config, segment, (run, &target), stage, capture);
+            if self.skip_non_finite {
+                program.extend(["--set", "optim.non_finite=skip"].map(str::to_owned));
+            }
             let argv = Launcher::wrap(&self.launcher, segment.world_size, program)?;
             let log = folder.join(format!("stage-{}", index + 1));
             let (stdout, stderr) = (log.with_extension("stdout"), log.with_extension("stderr"));

@@ -86,7 +86,13 @@ pub fn bisect(options: &Options) -> Result<Bisection, BisectError> {
 fn is_worth_a_capture(finding: &Finding) -> bool {
     let of_tensors =
         !matches!(finding.phase, Phase::Data | Phase::Schedule | Phase::Checkpoint | Phase::Outcome);
-    finding.step.is_some() && of_tensors && finding.tensor.as_deref() != Some("validation_loss")
+    let more = of_tensors && finding.tensor.as_deref() != Some("validation_loss");
+    finding.step.is_some() && (more || ended_for_its_gradient(finding))
+}
+
+/// Whether the candidate ended because a gradient was not finite: with such updates left out, the step can be seen.
+fn ended_for_its_gradient(finding: &Finding) -> bool {
+    finding.phase == Phase::Outcome && finding.hints.iter().any(|hint| hint.contains("is not finite"))
 }
 
 /// Trains the steps up to the guilty one once more, on both sides.
@@ -98,7 +104,13 @@ fn second_pass(options: &Options, first: Finding, bisection: &mut Bisection) -> 
     bisection.work_dir = Some(work_dir.clone());
     let open = |path: &Path| Run::open(path).map_err(|error| BisectError::Records(error.into()));
     let runs = [open(&options.golden)?, open(&options.candidate)?];
-    let tools = Tools { trainer, launcher, timeout: options.timeout, stop };
+    let tools = Tools {
+        trainer,
+        launcher,
+        timeout: options.timeout,
+        stop,
+        skip_non_finite: ended_for_its_gradient(&first),
+    };
     let mut step = first.step.unwrap_or_default().max(1);
     let agreed = first.agreed_until.unwrap_or(0).min(step - 1);
     for attempt in 1..=ATTEMPTS_MAX {
@@ -200,8 +212,10 @@ fn refine(first: &Finding, runs: &[RunDir; 2], step: u64) -> Result<Option<Findi
 /// Keeps what the records of the whole run said about the circumstances.
 fn with_context(mut finding: Finding, first: &Finding) -> Finding {
     let circumstances = ["the candidate had just been resumed", "the runs were asked for"];
+    let parts = ["which moves bits", " said last: "];
     let about_the_run = |hint: &&String| {
-        circumstances.iter().any(|start| hint.starts_with(start)) || hint.contains("which moves bits")
+        circumstances.iter().any(|start| hint.starts_with(start))
+            || parts.iter().any(|part| hint.contains(part))
     };
     for hint in first.hints.iter().filter(about_the_run) {
         if !finding.hints.contains(hint) {
