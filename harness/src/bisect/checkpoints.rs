@@ -10,6 +10,10 @@ use super::finding::{Finding, Phase, Seen};
 use super::part::rank_count;
 use crate::compare::{Checkpoint, Value};
 
+/// Said of files that do not have their digest.
+const CHANGED: &str =
+    "its files do not hold what its manifest says: they were changed after the digest was taken";
+
 /// By step: the candidate's digests of its state.
 pub type Own = BTreeMap<u64, Vec<DigestLine>>;
 
@@ -90,9 +94,7 @@ impl Saved {
         let mut finding =
             self.finding(&entry.name, &Value::Digest(line.digest), &Value::Digest(entry.digest));
         finding.count = count as u64;
-        finding
-            .hints
-            .push("the first is the digest that the candidate itself recorded after that step".into());
+        finding.hints.push("it is not what the candidate itself recorded after that step".into());
         // The golden run's has the values that the candidate should have saved.
         if let Some(Ok(Some(reading))) = self.read(&entry)
             && reading.digests[0] == line.digest
@@ -136,7 +138,7 @@ impl Saved {
             if reading.digests[1] != entry.digest {
                 let (listed, found) = (Value::Digest(entry.digest), Value::Digest(reading.digests[1]));
                 let mut finding = self.finding(&entry.name, &listed, &found);
-                finding.hints.push("the first is what its manifest says, the second what its files hold: they were changed or damaged after the digest was taken, or before they were written".into());
+                finding.hints.push(CHANGED.into());
                 show(&mut finding, &reading, entry);
                 findings.push(finding);
             } else if reading.elements.is_some() {
