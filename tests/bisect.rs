@@ -137,7 +137,11 @@ mod planted {
             (finding.step, finding.phase, finding.evidence),
             (Some(1), Phase::ReducedGradient, Evidence::Capture)
         );
-        assert!(finding.sentence.contains("by rounding only"), "{finding}");
+        for says in
+            ["by rounding only", "partial sums added in the order of the ranks instead of along the tree"]
+        {
+            assert!(finding.sentence.contains(says), "`{says}` is not in {finding}");
+        }
         assert!(finding.sentence.contains("samples, losses and local gradients agree"), "{finding}");
         assert!(
             finding.elements.is_some() && finding.bucket.is_some() && finding.ulps.is_some(),

@@ -33,11 +33,14 @@ pub fn tensor(
     let mut hints: Vec<String> = simple(&left, &right).into_iter().collect();
     let name = &candidate.tensor.name;
     match candidate.group {
-        CaptureGroup::ReducedGradient if hints.is_empty() => {
+        CaptureGroup::ReducedGradient => {
             let locals = locals(sides.candidate, name, first, length)?;
             let ranks: Vec<u32> =
                 sides.candidate.manifest.micro_batches.iter().map(|batch| batch.rank).collect();
-            hints.extend(sum(&left, &right, &locals, &ranks));
+            hints.extend(order(&left, &right, &locals, &ranks));
+            if hints.is_empty() {
+                hints.extend(sum(&left, &right, &locals, &ranks));
+            }
         }
         CaptureGroup::Optimizer | CaptureGroup::Parameters => {
             let before = match candidate.group {
@@ -129,6 +132,87 @@ fn near(left: &[f32], right: &[f32]) -> bool {
     let largest = left.iter().chain(right).fold(0f32, |most, value| most.max(value.abs()));
     left.len() == right.len()
         && left.iter().zip(right).all(|(left, right)| (left - right).abs() <= ROUNDING * largest)
+}
+
+/// In which order the micro-batches were added, if it is one that can be told. `ranks[i]` computed micro-batch i.
+pub fn order(golden: &[f32], candidate: &[f32], locals: &[Vec<f32>], ranks: &[u32]) -> Option<String> {
+    if locals.len() < 2
+        || locals.len() != ranks.len()
+        || locals.iter().any(|local| local.len() != candidate.len())
+    {
+        return None;
+    }
+    let same = |sum: &[f32], other: &[f32]| {
+        sum.len() == other.len()
+            && sum.iter().zip(other).all(|(left, right)| left.to_bits() == right.to_bits())
+    };
+    let along_tree = tree(locals);
+    if same(&along_tree, candidate) {
+        return Some(
+            "it is the sum of its own micro-batches along the tree, and the golden one is not".into(),
+        );
+    }
+    let all: BTreeSet<u32> = ranks.iter().copied().collect();
+    let of_rank = |rank: u32| -> Vec<Vec<f32>> {
+        locals
+            .iter()
+            .zip(ranks)
+            .filter(|(_, owner)| **owner == rank)
+            .map(|(local, _)| local.clone())
+            .collect()
+    };
+    let by_rank: Vec<Vec<f32>> = all.iter().map(|&rank| one_after_another(&of_rank(rank))).collect();
+    let partials: Vec<Vec<f32>> = all.iter().flat_map(|&rank| partial_sums(locals, ranks, rank)).collect();
+    let orders = [
+        (one_after_another(&partials), "it is the ranks' partial sums added in the order of the ranks"),
+        (
+            one_after_another(&by_rank),
+            "it is the ranks' own sums, each added one after another, in the order of the ranks",
+        ),
+        (one_after_another(locals), "it is the sum of the micro-batches one after another"),
+    ];
+    let known = orders.iter().find(|(sum, _)| same(sum, candidate)).map(|(_, text)| (*text).to_owned());
+    known.map(|text| match same(&along_tree, golden) {
+        true => format!("{text} instead of along the tree"),
+        false => text,
+    })
+}
+
+/// The sum along the tree of docs/why-the-bits-agree.md: the left child covers the largest power of two of leaves.
+fn tree(leaves: &[Vec<f32>]) -> Vec<f32> {
+    match leaves {
+        [] => Vec::new(),
+        [leaf] => leaf.clone(),
+        _ => {
+            let (left, right) = leaves.split_at(leaves.len().next_power_of_two() / 2);
+            added(tree(left), &tree(right))
+        }
+    }
+}
+
+/// What a rank has before anything is exchanged: the sums of the largest subtrees that are all its own.
+fn partial_sums(leaves: &[Vec<f32>], ranks: &[u32], rank: u32) -> Vec<Vec<f32>> {
+    let own = ranks.iter().filter(|&&owner| owner == rank).count();
+    match leaves.len() {
+        _ if own == 0 => Vec::new(),
+        count if own == count => vec![tree(leaves)],
+        count => {
+            let at = count.next_power_of_two() / 2;
+            let mut sums = partial_sums(&leaves[..at], &ranks[..at], rank);
+            sums.extend(partial_sums(&leaves[at..], &ranks[at..], rank));
+            sums
+        }
+    }
+}
+
+fn one_after_another(leaves: &[Vec<f32>]) -> Vec<f32> {
+    let Some((first, rest)) = leaves.split_first() else { return Vec::new() };
+    rest.iter().fold(first.clone(), |sum, leaf| added(sum, leaf))
+}
+
+fn added(mut sum: Vec<f32>, other: &[f32]) -> Vec<f32> {
+    sum.iter_mut().zip(other).for_each(|(sum, other)| *sum += other);
+    sum
 }
 
 /// What a wrong sum of micro-batches lacks, or has twice. `ranks[i]` computed micro-batch i.
@@ -285,6 +369,29 @@ mod tests {
         assert!(simple(&golden, &of(|v| v.next_up())).unwrap().contains("rounding only"));
         assert_eq!(simple(&golden, &of(|v| v * 1.37)), None);
         assert!(simple(&golden, &of(|v| v / 0.0)).unwrap().contains("not finite"));
+    }
+
+    #[test]
+    fn the_order_of_additions_is_recognised_by_its_bits() {
+        let (locals, ranks) = (locals(), [0, 0, 1, 1, 2, 2]);
+        let golden = tree(&locals);
+        let pairs: Vec<Vec<f32>> = locals.chunks(2).map(one_after_another).collect();
+        assert_eq!(golden, added(added(pairs[0].clone(), &pairs[1]), &pairs[2]), "(01 + 23) + 45");
+        let sequential = one_after_another(&locals);
+        assert_ne!(sequential, golden, "the numbers are such that order matters");
+        let hint = order(&golden, &sequential, &locals, &ranks).unwrap();
+        assert_eq!(hint, "it is the sum of the micro-batches one after another instead of along the tree");
+        // Rank 1 has leaves 1 to 3 of 6, which is two subtrees: 1 and 23.
+        let uneven = [0, 1, 1, 1, 2, 2];
+        let partials = [locals[0].clone(), locals[1].clone(), pairs[1].clone(), pairs[2].clone()];
+        let hint = order(&golden, &one_after_another(&partials), &locals, &uneven).unwrap();
+        assert!(hint.starts_with("it is the ranks' partial sums added in the order of the ranks"), "{hint}");
+        let hint = order(&sequential, &golden, &locals, &ranks).unwrap();
+        assert!(hint.contains("and the golden one is not"), "{hint}");
+        assert_eq!(
+            order(&golden, &golden.iter().map(|v| v * 2.0).collect::<Vec<_>>(), &locals, &ranks),
+            None
+        );
     }
 
     #[test]
