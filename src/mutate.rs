@@ -3,8 +3,10 @@
 
 use std::sync::OnceLock;
 
+use clap::ValueEnum;
+
 /// What is broken. `lockstep train --mutate NAME` turns one on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mutation {
     /// Partial sums are added in the order of the ranks instead of the tree's.
     RankOrder,
@@ -39,6 +41,11 @@ static ACTIVE: OnceLock<Mutation> = OnceLock::new();
 /// Turns on one mutation for the life of the process.
 pub fn activate(mutation: Mutation) {
     let _ = ACTIVE.set(mutation);
+}
+
+/// The name of the mutation that is on, for the run record.
+pub fn planted() -> Option<String> {
+    ACTIVE.get()?.to_possible_value().map(|value| value.get_name().to_owned())
 }
 
 /// Whether a mutation that strikes the last rank of several is on, and this is that rank.
