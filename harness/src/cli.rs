@@ -2,6 +2,7 @@
 
 mod predict;
 mod trace;
+mod zoo;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -48,6 +49,9 @@ enum Command {
     Bench(BenchArgs),
     /// Find the fastest bucket size, overlap and threads for a training on this machine.
     Tune(TuneArgs),
+    /// Plant bugs in the trainer and judge whether step, phase and tensor are named right; or make clean runs and count false
+    /// alarms.
+    Zoo(zoo::ZooArgs),
 }
 
 #[derive(Debug, Args)]
@@ -127,6 +131,7 @@ impl Cli {
             Command::Predict(args) => args.run(out, errors),
             Command::Bench(args) => args.run(out, errors),
             Command::Tune(args) => args.run(out, errors),
+            Command::Zoo(args) => args.run(out, errors),
         }
     }
 }
