@@ -66,6 +66,10 @@ pub struct Train {
     /// `lockstep-harness trace`
     #[arg(long)]
     pub trace: bool,
+    /// Write everything of this step to capture/ in the run directory, for `lockstep-harness bisect`: each micro-batch's
+    /// gradient, the reduced one, parameters and optimizer state before and after; may be given again
+    #[arg(long, value_name = "step=N", value_delimiter = ',', value_parser = captured_step)]
+    pub capture: Vec<u64>,
     /// What the ranks exchange while they train. With `none` each trains on its own: wrong results, but the ceiling of
     /// what hiding communication can reach
     #[arg(long, value_enum, value_name = "WHAT", default_value = "all")]
@@ -95,6 +99,14 @@ pub struct Doctor {
     /// This process examines, and another one waits for it
     #[arg(long, hide = true)]
     pub inside: bool,
+}
+
+/// `step=3`
+fn captured_step(text: &str) -> Result<u64, String> {
+    match text.strip_prefix("step=").map(str::parse) {
+        Some(Ok(step)) if step > 0 => Ok(step),
+        _ => Err("give a step that is to be captured, such as step=3".into()),
+    }
 }
 
 /// A limit that a wait can have.

@@ -1,6 +1,7 @@
 //! Whole-program tests: the real trainer, under the real mpirun where there is more than one rank.
 
 mod bad_input;
+mod bisect;
 mod collectives;
 mod compression;
 mod doctor;

@@ -1,5 +1,6 @@
 //! The command line: what was typed, and which exit code it ends with.
 
+mod bisect;
 mod predict;
 mod trace;
 mod zoo;
@@ -32,6 +33,8 @@ pub struct Cli {
 enum Command {
     /// Compare two run directories and name the first difference.
     Compare(CompareArgs),
+    /// Find where two runs part: step, phase, tensor, rank and elements.
+    Bisect(bisect::BisectArgs),
     /// Run a plan of launches, compare each with its golden run, and report.
     Verify(VerifyArgs),
     /// Say where the ranks of a run that hung or broke part: who is missing, and what each was doing.
@@ -124,6 +127,7 @@ impl Cli {
     pub fn run(self, out: &mut dyn Write, errors: &mut dyn Write) -> i32 {
         match self.command {
             Command::Compare(args) => run_compare(&args, out, errors),
+            Command::Bisect(args) => args.run(out, errors),
             Command::Verify(args) => run_verify(args, out, errors),
             Command::Flight { run } => run_flight(run, out, errors),
             Command::Trace(args) => args.run(out, errors),

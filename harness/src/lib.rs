@@ -10,6 +10,7 @@
 //! alike.
 
 pub mod bench;
+pub mod bisect;
 pub mod cli;
 pub mod compare;
 pub mod flight;

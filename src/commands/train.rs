@@ -112,6 +112,7 @@ fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
     }
     let start = resume::start(&mut session, &run_dir, arguments.resume.as_deref())?;
     let course = Course::new(config, start.step, arguments.stop_after, stop_request)?;
+    let course = course.capturing(&arguments.capture)?;
     let segment = manifest::segment(&session, &start)?;
     let recorder = lock
         .map(|lock| {

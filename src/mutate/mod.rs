@@ -9,6 +9,8 @@ mod mutation;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use clap::ValueEnum;
+
 pub use mutation::Mutation;
 
 static ACTIVE: OnceLock<Mutation> = OnceLock::new();
@@ -20,6 +22,11 @@ static RESUMED: OnceLock<u64> = OnceLock::new();
 /// Turns on one mutation for the life of the process.
 pub fn activate(mutation: Mutation) {
     let _ = ACTIVE.set(mutation);
+}
+
+/// The name of the mutation that is on, for the run record.
+pub fn planted() -> Option<String> {
+    ACTIVE.get()?.to_possible_value().map(|value| value.get_name().to_owned())
 }
 
 /// Whether this mutation is on: always false without the feature, so the compiler removes what it guards.
@@ -70,7 +77,6 @@ pub fn cut_to_bf16(value: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::ValueEnum;
     use std::collections::BTreeSet;
     use std::path::Path;
 

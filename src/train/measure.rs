@@ -97,7 +97,7 @@ pub fn state_digests(session: &Session, step: u64, due: bool) -> Result<Vec<Dige
 }
 
 /// Of buffers that start at `start(bucket)`: each rank's copy, or their shards together.
-fn digests<'b>(
+pub fn digests<'b>(
     session: &'b Session,
     at: (u64, Phase),
     prefix: &str,

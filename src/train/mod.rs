@@ -1,5 +1,6 @@
 //! The training loop. Read [`run`] first: the rest are its parts.
 
+mod capture;
 mod evaluate;
 mod finish;
 mod measure;
@@ -9,6 +10,8 @@ mod stopwatch;
 
 pub use finish::{Ending, save_checkpoint};
 pub use measure::initial_digests;
+
+use std::collections::BTreeSet;
 
 use lockstep_record::{Outcome, RunDir, SampleLine, exit};
 
@@ -20,6 +23,7 @@ use crate::mutate::{self, Mutation, active};
 use crate::session::Session;
 use crate::strategy::gather_square_sums;
 use crate::trace::{About, Category};
+use capture::Capture;
 use measure::{Measured, Numbers};
 use stopwatch::Stopwatch;
 
@@ -30,6 +34,8 @@ pub struct Course {
     /// The schedule's last step, or the one that `--stop-after` names.
     last: u64,
     stop_request: StopRequest,
+    /// Steps of which everything is written down.
+    captures: BTreeSet<u64>,
 }
 
 impl Course {
@@ -47,7 +53,22 @@ impl Course {
         if from_step >= last {
             return Err(Failure::shared(exit::NOTHING_TO_DO, format!("all {last} steps are done already")));
         }
-        Ok(Self { from_step, last, stop_request })
+        Ok(Self { from_step, last, stop_request, captures: BTreeSet::new() })
+    }
+
+    /// Captures these steps. Fails if the course does not come to one of them.
+    pub fn capturing(mut self, steps: &[u64]) -> Result<Self, Failure> {
+        let Self { from_step, last, .. } = self;
+        if let Some(step) = steps.iter().find(|&&step| step <= from_step || step > last) {
+            let message = format!(
+                "--capture step={step}: this run does steps {} to {last}; name one of them, or start from an earlier \
+                 checkpoint (--resume CHECKPOINT --run-dir NEW)",
+                from_step + 1
+            );
+            return Err(Failure::shared(exit::USAGE, message));
+        }
+        self.captures.extend(steps);
+        Ok(self)
     }
 }
 
@@ -67,7 +88,11 @@ pub fn run(
         let samples = session.sampler.step(step);
         let digests_due = measure::digests_due(session.config, step, last);
 
-        let local = step::forward_backward(session, step, &samples, digests_due, &mut watch)?;
+        let captured = course.captures.contains(&step);
+        let mut capture = captured.then(|| Capture::begin(session, run, step)).transpose()?;
+
+        let local =
+            step::forward_backward(session, step, &samples, digests_due, capture.as_mut(), &mut watch)?;
 
         watch.enter(Category::Wait, About::default());
         let sums = session.reducer.finish(&mut session.accumulator)?;
@@ -78,6 +103,7 @@ pub fn run(
 
         watch.enter(Category::Record, About::default());
         let mut lines = measure::gradient_digests(session, step, &local, digests_due)?;
+        capture.as_mut().map_or(Ok(()), |capture| capture.gradient(session))?;
 
         watch.enter(Category::Optimizer, About::default());
         let clip = norm::clip_coefficient(gradient_norm, session.config.optim.clip_norm);
@@ -93,6 +119,9 @@ pub fn run(
         watch.enter(Category::Record, About::default());
         lines.extend(measure::number_digests(session, step, &numbers, digests_due)?);
         lines.extend(measure::state_digests(session, step, digests_due)?);
+        if let Some(capture) = capture {
+            capture.finish(session, &local, numbers)?;
+        }
         let seen = measure::gather(session, step, &local, course.stop_request.is_set())?;
         let measured = Measured {
             step,

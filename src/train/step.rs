@@ -3,6 +3,7 @@
 use lockstep_record::exit;
 use tch::{Device, Kind, Tensor};
 
+use super::capture::Capture;
 use super::measure::{self, Numbers};
 use super::planted;
 use super::stopwatch::Stopwatch;
@@ -45,6 +46,7 @@ pub fn forward_backward(
     step: u64,
     samples: &StepSamples,
     digests_due: bool,
+    mut capture: Option<&mut Capture>,
     watch: &mut Stopwatch,
 ) -> Result<Local, Failure> {
     planted::begin(session, step);
@@ -71,7 +73,14 @@ pub fn forward_backward(
         local.losses.push(loss.f_double_value(&[])?);
         watch.enter(Category::Backward, About::micro_batch(micro_batch));
         let loss = planted::scale(step, micro_batch, loss);
-        local.gradients.push(backward(session, &loss, (step, position), record, &mut local.usage)?);
+        let mut gradients = capture.is_some().then(Vec::new);
+        let prints =
+            backward(session, &loss, (step, position), record, gradients.as_mut(), &mut local.usage)?;
+        local.gradients.push(prints);
+        if let (Some(capture), Some(gradients)) = (capture.as_deref_mut(), gradients) {
+            let loss = local.losses[position];
+            capture.micro_batch(session, micro_batch, (&batch, &ids, loss), gradients)?;
+        }
         local.samples.push(ids);
     }
     watch.stop();
@@ -91,12 +100,14 @@ fn updates_early(config: &Config) -> bool {
         && config.parallel.unused_parameters != UnusedParameters::Detect
 }
 
-/// The backward pass of this rank's `position`-th micro-batch. Returns each gradient's fingerprint, if they are recorded.
+/// The backward pass of this rank's `position`-th micro-batch. Returns each gradient's fingerprint, if they are recorded;
+/// `captured` gets the gradients themselves.
 fn backward(
     session: &mut Session,
     loss: &Tensor,
     (step, position): (u64, usize),
     record: bool,
+    mut captured: Option<&mut Vec<(usize, Tensor)>>,
     usage: &mut Usage,
 ) -> Result<Vec<Fingerprint>, Failure> {
     let early = updates_early(session.config);
@@ -113,6 +124,9 @@ fn backward(
     let mut add = |accumulator: &mut Accumulator, index: usize, gradient: Tensor| {
         if let Some(print) = prints.get_mut(index) {
             *print = Some(Fingerprint::of(flat::elements(&gradient)));
+        }
+        if let Some(captured) = captured.as_deref_mut() {
+            captured.push((index, gradient.shallow_clone()));
         }
         if accumulator.add(layout, index, gradient) && accumulator.is_last() {
             reducer.complete(layout.slots[index].bucket, accumulator, &update);

@@ -98,6 +98,15 @@ impl RunDir {
         self.flight().join(format!("rank-{rank:05}.jsonl"))
     }
 
+    /// Steps in full, of runs with `--capture`.
+    pub fn captures(&self) -> PathBuf {
+        self.0.join("capture")
+    }
+
+    pub fn capture(&self, step: u64) -> PathBuf {
+        self.captures().join(format!("step-{step:08}"))
+    }
+
     pub fn report(&self) -> PathBuf {
         self.0.join("report")
     }

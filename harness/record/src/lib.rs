@@ -14,11 +14,13 @@
 //! RUN/trace/rank-00000.json  what each thread was doing when, of runs with `--trace`
 //! RUN/flight/rank-00000.jsonl   the last collectives of a rank, if the run broke
 //! RUN/checkpoints/step-00000100/{manifest.json, shard-00000-of-00004.safetensors, ...}
+//! RUN/capture/step-00000003/{manifest.json, ...safetensors}   one step in full, of runs with `--capture`
 //! RUN/report/              whatever was derived from the above
 //! ```
 //!
 //! Step `k` is the state after `k` optimizer updates; step 0 is the initial state.
 
+mod capture;
 mod checkpoint;
 mod digest;
 pub mod exit;
@@ -30,6 +32,9 @@ mod real;
 mod steps;
 mod trace;
 
+pub use capture::{
+    CaptureGroup, CaptureManifest, CapturedBucket, CapturedMicroBatch, CapturedSlot, CapturedTensor,
+};
 pub use checkpoint::{CheckpointFile, CheckpointManifest, Piece, TensorEntry, TrainingState};
 pub use digest::{BLOCK_BYTES, BLOCK_ELEMENTS, Digest, block_digests, tensor_digest};
 pub use flight::{Channel, FLIGHT_LINES_MAX, FlightLine, FlightState};

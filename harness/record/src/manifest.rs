@@ -68,6 +68,9 @@ pub struct Segment {
     /// `bf16`, `fp16`, `powersgd-4`, ...: bits then depend on `world_size`. Absent where gradients travelled whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<String>,
+    /// The bug that was planted in this execution (`--mutate`); absent if none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mutation: Option<String>,
     /// `solo`, `mpi`, `nccl`, `gloo`, ...
     pub backend: String,
     pub threads_per_rank: u32,

@@ -20,7 +20,8 @@ pub use difference::{Check, Difference, Event, Place, Verdict, rank_text};
 pub use digests::compare_digests;
 pub use join::{Join, Stepped, in_order};
 pub use steps::{compare_metrics, compare_samples};
-pub use tensors::{TensorStream, open_plain_file};
+pub(crate) use tensors::dtype;
+pub use tensors::{Checkpoint, TensorStream, open_plain_file};
 pub use values::{Format, Mode, Scalar, Tolerance, Value, Worst};
 
 /// The largest `manifest.json` of a run or a checkpoint that is read, in bytes.

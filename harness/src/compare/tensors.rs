@@ -25,7 +25,7 @@ struct HeaderEntry {
 }
 
 /// Bytes of one element, and its format if it is a floating-point one. None for a dtype without whole bytes.
-pub(super) fn dtype(name: &str) -> Option<(usize, Option<Format>)> {
+pub(crate) fn dtype(name: &str) -> Option<(usize, Option<Format>)> {
     Some(match name {
         "F64" => (8, Some(Format::F64)),
         "F32" => (4, Some(Format::F32)),
@@ -125,6 +125,16 @@ impl Checkpoint {
     pub fn open(folder: PathBuf) -> Result<Self, CompareError> {
         let manifest = super::read_manifest(&folder.join("manifest.json"))?;
         Ok(Self { folder, manifest, files: HashMap::new() })
+    }
+
+    /// Of tensors and files that another manifest in the folder lists.
+    pub fn of(folder: PathBuf, manifest: CheckpointManifest) -> Self {
+        Self { folder, manifest, files: HashMap::new() }
+    }
+
+    /// The same checkpoint, opened once more.
+    pub fn again(&self) -> Self {
+        Self::of(self.folder.clone(), self.manifest.clone())
     }
 
     fn manifest_error(&self, problem: impl std::fmt::Display) -> CompareError {

@@ -124,6 +124,7 @@ pub fn segment(from_step: u64, world_size: u32, strategy: &str) -> Segment {
         strategy: strategy.into(),
         reduction: "ordered".into(),
         compression: None,
+        mutation: None,
         backend: "mpi".into(),
         threads_per_rank: 1,
         cpu_capability: "AVX2".into(),
