@@ -11,9 +11,9 @@ use crate::zoo::{Clean, Options, zoo};
 pub struct ZooArgs {
     /// Catalogue of planted bugs [default: harness/plans/zoo.yaml here, or above the trainer]
     plan: Option<PathBuf>,
-    /// Only bugs whose GROUP/NAME contains this (`*` stands for anything).
+    /// Only bugs whose GROUP/NAME contains this (`*` stands for anything); may be given again.
     #[arg(long, value_name = "PATTERN", conflicts_with = "clean")]
-    only: Option<String>,
+    only: Vec<String>,
     /// Instead of the bugs, make this many runs without one, drawn over seeds, models, batches, ranks, strategies, buckets
     /// and resumes; any difference from their golden runs is a false alarm.
     #[arg(long, value_name = "RUNS", value_parser = clap::value_parser!(u32).range(1..=100_000))]

@@ -180,9 +180,16 @@ impl Zoo {
         Ok(Bug { name, group, models, at, training, launch, stages, expected })
     }
 
-    /// Keeps the bugs whose `group/name` matches.
-    pub fn select(&mut self, pattern: &str) {
-        self.bugs.retain(|bug| matches(pattern, &format!("{}/{}", bug.group, bug.name)));
+    /// Keeps the bugs whose `group/name` matches one of the patterns; without any, all. A pattern that matches none is an
+    /// error.
+    pub fn select(&mut self, patterns: &[String]) -> Result<(), String> {
+        let fits = |pattern: &String, bug: &Bug| matches(pattern, &format!("{}/{}", bug.group, bug.name));
+        let useless = |pattern: &&String| !self.bugs.iter().any(|bug| fits(pattern, bug));
+        if let Some(pattern) = patterns.iter().find(useless) {
+            return Err(pattern.clone());
+        }
+        self.bugs.retain(|bug| patterns.is_empty() || patterns.iter().any(|pattern| fits(pattern, bug)));
+        Ok(())
     }
 }
 
@@ -226,6 +233,17 @@ bugs:
         let expected =
             Expected { step: 3, phase: Phase::Norm, tensors: Vec::new(), exit: None, says: None };
         assert_eq!(zoo.bugs[0].expected, expected);
+    }
+
+    #[test]
+    fn patterns_select_and_one_that_selects_nothing_is_refused() {
+        let selected = |patterns: &[&str]| {
+            let mut zoo = zoo(("", "")).unwrap();
+            let patterns: Vec<String> = patterns.iter().map(ToString::to_string).collect();
+            zoo.select(&patterns).map(|()| zoo.bugs.len())
+        };
+        assert_eq!([selected(&[]), selected(&["g/"]), selected(&["g*b", "/b"])], [Ok(1), Ok(1), Ok(1)]);
+        assert_eq!(selected(&["g/b", "h/"]), Err("h/".into()));
     }
 
     #[test]

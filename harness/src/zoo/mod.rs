@@ -34,7 +34,8 @@ pub struct Options {
     pub launcher: Option<String>,
     /// For runs and reports.
     pub out: Option<PathBuf>,
-    pub only: Option<String>,
+    /// Patterns; empty for all bugs.
+    pub only: Vec<String>,
     /// Runs at a time.
     pub jobs: usize,
     /// Instead of the bugs: so many clean runs.
@@ -91,12 +92,7 @@ pub fn zoo(options: &Options, out: &mut dyn Write, progress: &mut dyn Write) -> 
     }
     let plan = find_plan(options.plan.as_deref(), &trainer)?;
     let mut zoo = Zoo::load(&plan)?;
-    if let Some(pattern) = &options.only {
-        zoo.select(pattern);
-        if zoo.bugs.is_empty() {
-            return Err(ZooError::NothingSelected(pattern.clone()));
-        }
-    }
+    zoo.select(&options.only).map_err(ZooError::NothingSelected)?;
     let folder = make_work_dir(options.out.as_deref(), "run", &plan)?;
     let launcher = Launcher::find(options.launcher.as_deref(), None, &trainer);
     let runner = Runner { trainer, launcher, timeout: zoo.timeout, stop: stop_flag(&folder)? };
@@ -104,9 +100,7 @@ pub fn zoo(options: &Options, out: &mut dyn Write, progress: &mut dyn Write) -> 
     let (text, json, markdown, code) = match &options.clean {
         None => {
             let report = visit.bugs(zoo, progress);
-            let known = report.could_not_run.is_empty() || !report.score.is_enough();
-            let code = if report.passed { exit::OK } else if known { exit::DIFFERENT } else { exit::CASE_FAILED };
-            (report.text(), serde_json::to_string_pretty(&report), report.markdown(), code)
+            (report.text(), serde_json::to_string_pretty(&report), report.markdown(), report.exit_code())
         }
         Some(clean) => {
             let report = clean::campaign(&visit, clean, &plan, progress);

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
+use lockstep_record::exit;
 use serde::Serialize;
 
 use super::catalogue::{Bug, Expected};
@@ -187,6 +188,15 @@ impl ZooReport {
         Self { title, score, passed, could_not_run, rows, seconds }
     }
 
+    /// A wrong answer outweighs a bug that could not be run: something is known, and it is bad.
+    pub fn exit_code(&self) -> i32 {
+        match () {
+            () if self.passed => exit::OK,
+            () if !self.rows.is_empty() && !self.score.is_enough() => exit::DIFFERENT,
+            () => exit::CASE_FAILED,
+        }
+    }
+
     /// For the terminal.
     pub fn text(&self) -> String {
         let rows: Vec<[String; 7]> =
@@ -283,6 +293,10 @@ mod tests {
     fn what_could_not_be_run_is_no_success() {
         let report = ZooReport::new(String::new(), vec![row(RIGHT)], vec![("c".into(), "why".into())], 0.0);
         assert!(!report.passed && report.text().contains("c: COULD NOT RUN: why"));
+        assert_eq!(report.exit_code(), exit::CASE_FAILED);
+        let wrong = row(Verdict { caught: false, ..RIGHT });
+        let both = ZooReport::new(String::new(), vec![wrong], report.could_not_run, 0.0);
+        assert_eq!(both.exit_code(), exit::DIFFERENT);
     }
 
     #[test]
