@@ -59,7 +59,10 @@ mod planted {
         // What proves nothing more is removed.
         assert!(!out.join("tensors-swapped").exists());
         let table = std::fs::read_to_string(out.join("zoo.md")).unwrap();
-        assert!(table.contains("| schedule/rate-on-one-rank | ddp-2 | 1 | schedule | learning_rate | right |"), "{table}");
+        assert!(
+            table.contains("| schedule/rate-on-one-rank | ddp-2 | 1 | schedule | learning_rate | right |"),
+            "{table}"
+        );
     }
 
     /// A copy of the catalogue with something replaced.
@@ -124,7 +127,10 @@ fn clean_runs_raise_no_alarm() {
     assert_eq!(code, exit::OK, "{text}\n{errors}");
     let report = json(out.join("clean.json"));
     assert_eq!((&report["runs"], &report["false_alarms"]), (&6.into(), &0.into()), "{text}");
-    assert!(text.contains("6 clean runs of 1 trainings (seed 7): 0 false alarms, 0 could not run."), "{text}");
+    assert!(
+        text.contains("6 clean runs of 1 trainings (seed 7): 0 false alarms, 0 could not run."),
+        "{text}"
+    );
 }
 
 #[cfg(not(feature = "mutations"))]
@@ -139,7 +145,8 @@ fn a_trainer_without_planted_bugs_is_refused() {
 #[test]
 fn a_pattern_that_names_no_bug_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let (code, _, errors) = zoo(&folder.path().join("zoo"), &["--only", "reduction/", "--only", "no-such-bug"]);
+    let (code, _, errors) =
+        zoo(&folder.path().join("zoo"), &["--only", "reduction/", "--only", "no-such-bug"]);
     let expected = if cfg!(feature = "mutations") { exit::USAGE } else { exit::CASE_FAILED };
     assert_eq!(code, expected, "{errors}");
     assert!(!folder.path().join("zoo").exists());

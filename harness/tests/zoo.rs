@@ -32,9 +32,19 @@ fn a_trainer_without_planted_bugs_is_refused_and_told_the_remedy() {
 #[test]
 fn without_a_golden_run_nothing_is_known() {
     let folder = tempfile::tempdir().unwrap();
-    let trainer = trainer(folder.path(), "echo --mutate; echo out of luck >&2; [ \"$2\" = --help ] || exit 70");
+    let trainer =
+        trainer(folder.path(), "echo --mutate; echo out of luck >&2; [ \"$2\" = --help ] || exit 70");
     let out = folder.path().join("out");
-    let arguments = ["zoo", PLAN, "--trainer", &trainer, "--out", out.to_str().unwrap(), "--only", "loss/ignored-targets"];
+    let arguments = [
+        "zoo",
+        PLAN,
+        "--trainer",
+        &trainer,
+        "--out",
+        out.to_str().unwrap(),
+        "--only",
+        "loss/ignored-targets",
+    ];
     let (code, text, errors) = harness(&arguments);
     assert_eq!(code, exit::CASE_FAILED, "{text}{errors}");
     assert!(text.contains("ignored-targets: COULD NOT RUN: its golden run: exit code 70"), "{text}");
@@ -48,7 +58,10 @@ fn clean_runs_that_fail_prove_nothing() {
     let out = folder.path().join("out").display().to_string();
     let (code, text, _) = harness(&["zoo", PLAN, "--trainer", &trainer, "--out", &out, "--clean", "2"]);
     assert_eq!(code, exit::CASE_FAILED, "{text}");
-    assert!(text.contains("2 clean runs of 1 trainings (seed 1): 0 false alarms, 2 could not run."), "{text}");
+    assert!(
+        text.contains("2 clean runs of 1 trainings (seed 1): 0 false alarms, 2 could not run."),
+        "{text}"
+    );
 }
 
 #[test]

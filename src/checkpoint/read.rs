@@ -145,7 +145,7 @@ fn fill(archive: &Archive, tensors: &mut Tensors) -> Result<(), String> {
             }
             reader.copy(state, wanted.clone(), place)?;
             if active(Mutation::BitFlipOnLoad) && (index, kind, mine.start) == (0, 0, slot.offset) {
-                place[0] = f32::from_bits(place[0].to_bits() ^ 1 << 20);
+                place[0] = f32::from_bits(place[0].to_bits() ^ (1 << 20));
             }
         }
     }

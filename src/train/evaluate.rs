@@ -42,5 +42,11 @@ fn validation_loss(session: &Session) -> Result<f64, Failure> {
 /// None, unless a bug is planted.
 fn planted_dropout(session: &Session) -> Option<Dropout> {
     let probability = session.config.model.dropout;
-    active(Mutation::ValidationDropout).then_some(Dropout { probability, seed: 0, step: 0, micro_batch: 0, rank: 0 })
+    active(Mutation::ValidationDropout).then_some(Dropout {
+        probability,
+        seed: 0,
+        step: 0,
+        micro_batch: 0,
+        rank: 0,
+    })
 }

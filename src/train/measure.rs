@@ -8,8 +8,8 @@ use super::step::Local;
 use super::stopwatch::Stopwatch;
 use crate::config::Config;
 use crate::grad::flat::Flat;
-use crate::grad::{flat, norm};
 use crate::grad::tree::sum_scalars;
+use crate::grad::{flat, norm};
 use crate::launch::Failure;
 use crate::metrics::{Fingerprint, numbers, of_micro_batches, replicas, resident_bytes, shards};
 use crate::model::MicroBatch;
@@ -66,7 +66,12 @@ pub fn gradient_digests(
 }
 
 /// What each rank makes of the gradient before it updates: the same on all of them, or replicas part.
-pub fn number_digests(session: &Session, step: u64, update: &Numbers, due: bool) -> Result<Vec<DigestLine>, Failure> {
+pub fn number_digests(
+    session: &Session,
+    step: u64,
+    update: &Numbers,
+    due: bool,
+) -> Result<Vec<DigestLine>, Failure> {
     let Numbers { gradient_norm, clip, rate } = *update;
     let all = [
         (Phase::Norm, "gradient_norm", gradient_norm),
@@ -149,10 +154,11 @@ pub fn gather(session: &Session, step: u64, local: &Local, stop: bool) -> Result
     };
     let internal = |error: serde_json::Error| Failure::alone(lockstep_record::exit::INTERNAL, error);
     let mine = serde_json::to_vec(&report).map_err(internal)?;
-    let messages = match strikes(Mutation::SkippedCollective, session.comm.rank(), session.comm.size()) && step == 3 {
-        false => session.comm.all_gather_bytes(&mine)?,
-        true => vec![mine],
-    };
+    let messages =
+        match strikes(Mutation::SkippedCollective, session.comm.rank(), session.comm.size()) && step == 3 {
+            false => session.comm.all_gather_bytes(&mine)?,
+            true => vec![mine],
+        };
     let mut seen = Seen { stop: false, resident_bytes_max: 0, losses: Vec::new(), samples: Vec::new() };
     for message in messages {
         let report: Report = serde_json::from_slice(&message).map_err(internal)?;

@@ -107,7 +107,8 @@ pub fn run(
 
         watch.enter(Category::Optimizer, About::default());
         let clip = norm::clip_coefficient(gradient_norm, session.config.optim.clip_norm);
-        let numbers = planted::numbers(session, &norms, Numbers { gradient_norm, clip, rate: step::rate(session.config, step) });
+        let numbers = Numbers { gradient_norm, clip, rate: step::rate(session.config, step) };
+        let numbers = planted::numbers(session, &norms, numbers);
         match skipped_for {
             None => step::update(session, step, &numbers, &unused)?,
             Some(_) => step::skip_update(session),

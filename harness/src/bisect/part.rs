@@ -465,4 +465,40 @@ mod tests {
         assert_eq!((item.what.as_str(), item.micro_batch, &item.ranks), ("b", Some(2), &vec![(1, 1)]));
         assert_eq!(parted.items.len(), 2);
     }
+
+    fn with(lines: impl IntoIterator<Item = DigestLine>) -> StepRecord {
+        let mut record = record();
+        record.digests.extend(lines);
+        record
+    }
+
+    /// Metrics have rank 0's number only.
+    #[test]
+    fn a_rank_that_clips_by_another_number_is_named_with_the_number() {
+        let clip = |ranks, size: f64| DigestLine {
+            digest: Digest(size.to_bits().into()),
+            norm: Real(size),
+            ranks: vec![ranks],
+            ..line(Recorded::Norm, "clip_coefficient", None)
+        };
+        let (golden, candidate) = (with([clip((0, 0), 0.5)]), with([clip((0, 1), 0.5), clip((2, 2), 1.0)]));
+        let parted = part(Pair { golden: &golden, candidate: &candidate, world: Some(WORLD) }).unwrap();
+        let item = &parted.items[0];
+        assert_eq!((parted.phase, item.what.as_str()), (Phase::Norm, "clip_coefficient"));
+        assert_eq!(item.ranks, [(2, 2)]);
+        assert_eq!(item.candidate, Value::Scalar(Scalar::of_real(Real(1.0), Format::F64)));
+    }
+
+    #[test]
+    fn samples_with_the_right_ids_and_another_content_are_data() {
+        let inputs =
+            |digest| DigestLine { digest: Digest(digest), ..line(Recorded::Data, "inputs", Some(3)) };
+        let (golden, candidate) = (with([inputs(1)]), with([inputs(2)]));
+        let pair = Pair { golden: &golden, candidate: &candidate, world: Some(WORLD) };
+        let parted = part(pair).unwrap();
+        let item = &parted.items[0];
+        assert_eq!((parted.phase, item.what.as_str(), item.micro_batch), (Phase::Data, "inputs", Some(3)));
+        // A golden run that did not record it says nothing about it.
+        assert_eq!(part(Pair { golden: &record(), ..pair }), None);
+    }
 }

@@ -145,7 +145,8 @@ impl Zoo {
             check_name(&name).map_err(of)?;
             let config = find_config(folder, &config).map_err(of)?;
             let set = set.into_iter().flat_map(OneOrMany::into_list).collect();
-            zoo.trainings.insert(name.clone(), Training { config, set, golden: launch(&golden).map_err(of)? });
+            zoo.trainings
+                .insert(name.clone(), Training { config, set, golden: launch(&golden).map_err(of)? });
         }
         for bug in bugs {
             let name = bug.name.clone();
@@ -198,7 +199,9 @@ fn check_launch(stages: &[Stage]) -> Result<(), String> {
     stages.iter().try_for_each(|stage| check_ranks(stage.ranks).map(drop))?;
     match earlier.iter().all(|stage| stage.stop_after.is_some()) {
         true => Ok(()),
-        false => Err("all stages but the last need `stop_after`, or the next one has nothing to resume".into()),
+        false => {
+            Err("all stages but the last need `stop_after`, or the next one has nothing to resume".into())
+        }
     }
 }
 
@@ -230,8 +233,7 @@ bugs:
         let zoo = zoo(("", "")).unwrap();
         assert_eq!(zoo.trainings["gpt"].set, ["a=1", "b=2", "c=3"]);
         assert!(zoo.bugs[0].stages.iter().all(|stage| stage.set == ["d=4"]));
-        let expected =
-            Expected { step: 3, phase: Phase::Norm, tensors: Vec::new(), exit: None, says: None };
+        let expected = Expected { step: 3, phase: Phase::Norm, tensors: Vec::new(), exit: None, says: None };
         assert_eq!(zoo.bugs[0].expected, expected);
     }
 

@@ -123,7 +123,8 @@ mod tests {
 
     #[test]
     fn a_run_that_must_fail_is_judged_by_its_message_and_exit_code() {
-        let expected = Expected { phase: Phase::Outcome, exit: Some(90), says: Some("rank 1".into()), ..expected() };
+        let expected =
+            Expected { phase: Phase::Outcome, exit: Some(90), says: Some("rank 1".into()), ..expected() };
         let of = |exit, said: &str| {
             judge(&expected, &Observed { exit, said: said.into(), ..finding(3, Phase::Outcome, "") }).tensor
         };

@@ -160,7 +160,12 @@ impl Visit<'_> {
         };
         let told = |index: usize, result: &Result<RunDir, String>| {
             // Nobody may be listening.
-            let _ = writeln!(progress, "golden run of {}: {}", used[index], if result.is_ok() { "done" } else { "FAILED" });
+            let _ = writeln!(
+                progress,
+                "golden run of {}: {}",
+                used[index],
+                if result.is_ok() { "done" } else { "FAILED" }
+            );
         };
         let goldens = in_parallel(used.len(), self.jobs, golden, told);
         let goldens: BTreeMap<&String, _> = used.iter().copied().zip(goldens).collect();
@@ -168,7 +173,8 @@ impl Visit<'_> {
         let mut finished = 0;
         let work = |index: usize| {
             let bug = &zoo.bugs[index];
-            let golden = goldens[&bug.training].as_ref().map_err(|problem| format!("its golden run: {problem}"))?;
+            let golden =
+                goldens[&bug.training].as_ref().map_err(|problem| format!("its golden run: {problem}"))?;
             self.bug(&zoo, bug, golden)
         };
         let told = |index: usize, result: &Result<Row, String>| {
@@ -191,8 +197,7 @@ impl Visit<'_> {
     fn bug(&self, zoo: &Zoo, bug: &Bug, golden: &RunDir) -> Result<Row, String> {
         let folder = self.folder.join(&bug.name);
         let ran = self.runner.run(&zoo.trainings[&bug.training], &bug.stages, Some(&bug.name), &folder)?;
-        let finding =
-            bisect_records(golden.path(), ran.run.path()).map_err(|error| format!("{error:#}"))?;
+        let finding = bisect_records(golden.path(), ran.run.path()).map_err(|error| format!("{error:#}"))?;
         let state_differs =
             state::first_different_state(golden, &ran.run).map_err(|error| error.to_string())?;
         let observed = Observed { exit: ran.exit, said: ran.said, finding, state_differs };

@@ -148,7 +148,8 @@ impl Score {
     }
 
     fn sentence(&self) -> String {
-        let share = |count: usize| format!("{count} ({:.0} %)", 100.0 * count as f64 / self.bugs.max(1) as f64);
+        let share =
+            |count: usize| format!("{count} ({:.0} %)", 100.0 * count as f64 / self.bugs.max(1) as f64);
         format!(
             "{} bugs: caught {}, at the first step that differs {}, phase right {}, tensor right {}, both {}. {}",
             self.bugs,
@@ -177,12 +178,7 @@ pub struct ZooReport {
 const HEAD: [&str; 7] = ["bug", "launch", "step", "phase", "tensor", "answer", "seconds"];
 
 impl ZooReport {
-    pub fn new(
-        title: String,
-        rows: Vec<Row>,
-        could_not_run: Vec<(String, String)>,
-        seconds: f64,
-    ) -> Self {
+    pub fn new(title: String, rows: Vec<Row>, could_not_run: Vec<(String, String)>, seconds: f64) -> Self {
         let score = Score::of(&rows);
         let passed = score.is_enough() && could_not_run.is_empty();
         Self { title, score, passed, could_not_run, rows, seconds }

@@ -109,7 +109,8 @@ pub fn launches(seed: u64, run: usize) -> Launched {
 
 fn stage(draws: &mut Draws, micro_batches: u32, stop_after: Option<u64>) -> Stage {
     let ranks = draws.between(1, u64::from(micro_batches.min(4))) as u32;
-    let strategy = if ranks == 1 { draws.one_of(&["single", "ddp", "zero1"]) } else { draws.one_of(&["ddp", "zero1"]) };
+    let strategy =
+        if ranks == 1 { draws.one_of(&["single", "ddp", "zero1"]) } else { draws.one_of(&["ddp", "zero1"]) };
     let set = vec![
         format!("parallel.bucket_mb={}", draws.one_of(&["0.01", "0.05", "2"])),
         format!("parallel.edge_bucket_mb={}", draws.one_of(&["0.005", "1"])),
@@ -178,10 +179,30 @@ mod tests {
             seen.extend(trained.set);
         }
         let expected = [
-            "resumes=0", "resumes=1", "resumes=2", "1 single", "1 ddp", "1 zero1", "2 ddp", "2 zero1", "3 ddp", "3 zero1",
-            "4 ddp", "4 zero1", "parallel.overlap=false", "parallel.message_kb=1", "parallel.bucket_mb=0.01",
-            "parallel.mpi_threads=funneled", "resnet=true", "model.layers=3", "model.positions=rotary", "optim.kind=sgd",
-            "batch.micro_batches=7", "batch.micro_batch_size=3", "optim.clip_norm=null", "schedule.steps=3",
+            "resumes=0",
+            "resumes=1",
+            "resumes=2",
+            "1 single",
+            "1 ddp",
+            "1 zero1",
+            "2 ddp",
+            "2 zero1",
+            "3 ddp",
+            "3 zero1",
+            "4 ddp",
+            "4 zero1",
+            "parallel.overlap=false",
+            "parallel.message_kb=1",
+            "parallel.bucket_mb=0.01",
+            "parallel.mpi_threads=funneled",
+            "resnet=true",
+            "model.layers=3",
+            "model.positions=rotary",
+            "optim.kind=sgd",
+            "batch.micro_batches=7",
+            "batch.micro_batch_size=3",
+            "optim.clip_norm=null",
+            "schedule.steps=3",
         ];
         let missing: Vec<_> = expected.iter().filter(|&&value| !seen.contains(value)).collect();
         assert!(missing.is_empty(), "{missing:?}");

@@ -79,7 +79,14 @@ pub(super) fn campaign(visit: &Visit, clean: &Clean, plan: &Path, progress: &mut
     let told = |_: usize, row: &Row| {
         finished += 1;
         // Nobody may be listening.
-        let _ = writeln!(progress, "{finished}/{} run {}, {}: {}", clean.runs, row.run, row.launches, row.outcome());
+        let _ = writeln!(
+            progress,
+            "{finished}/{} run {}, {}: {}",
+            clean.runs,
+            row.run,
+            row.launches,
+            row.outcome()
+        );
     };
     let rows = in_parallel(clean.runs, visit.jobs, work, told);
     CleanReport {
