@@ -15,3 +15,4 @@ mod negative_controls;
 mod overlap;
 mod resume;
 mod tune;
+mod zoo;

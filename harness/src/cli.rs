@@ -3,6 +3,7 @@
 mod bisect;
 mod predict;
 mod trace;
+mod zoo;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -51,6 +52,9 @@ enum Command {
     Bench(BenchArgs),
     /// Find the fastest bucket size, overlap and threads for a training on this machine.
     Tune(TuneArgs),
+    /// Plant bugs in the trainer and judge whether step, phase and tensor are named right; or make clean runs and count false
+    /// alarms.
+    Zoo(zoo::ZooArgs),
 }
 
 #[derive(Debug, Args)]
@@ -131,6 +135,7 @@ impl Cli {
             Command::Predict(args) => args.run(out, errors),
             Command::Bench(args) => args.run(out, errors),
             Command::Tune(args) => args.run(out, errors),
+            Command::Zoo(args) => args.run(out, errors),
         }
     }
 }

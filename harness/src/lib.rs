@@ -5,6 +5,7 @@
 //! [`bench`] one that compares speed and memory; [`tune`] finds a training's fastest setting; [`launch`] is what they
 //! start programs with. [`report`] shows what came out. [`flight`] says where the ranks of a run that broke parted,
 //! [`trace`] how much of a run's communication was hidden behind computing, and [`predict`] what more ranks would bring.
+//! [`zoo`] plants bugs in the trainer and judges what the rest of this crate says about them.
 //! The crate knows the run record (`lockstep_record`) and nothing of any trainer: whoever writes the record is judged
 //! alike.
 
@@ -21,5 +22,6 @@ pub mod report;
 pub mod trace;
 pub mod tune;
 pub mod verify;
+pub mod zoo;
 
 use median::median;

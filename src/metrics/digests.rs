@@ -29,6 +29,12 @@ impl Fingerprint {
         Self::from_blocks(blocks, &tensor_square_sums(elements))
     }
 
+    /// Of a single number: its bytes, and its size as the norm.
+    fn of_number(number: f64) -> Self {
+        let blocks = block_digests(&number.to_le_bytes(), BLOCK_BYTES);
+        Self { digest: tensor_digest(blocks), norm: number.abs().to_bits() }
+    }
+
     fn from_blocks(blocks: Vec<Digest>, square_sums: &[f64]) -> Self {
         let square_sum = square_sums.iter().fold(0.0, |sum, square_sum| sum + square_sum);
         Self { digest: tensor_digest(blocks), norm: square_sum.sqrt().to_bits() }
@@ -89,12 +95,33 @@ pub fn replicas<'b>(
     buffer: &dyn Fn(usize) -> &'b Flat,
 ) -> Result<Vec<DigestLine>, CommError> {
     let parameters = present(layout, buffer);
-    let mine = fingerprints(layout, buffer, &parameters);
+    let name = |parameter: &usize| (phase, format!("{prefix}{}", layout.parameters[*parameter].name));
+    let names: Vec<_> = parameters.iter().map(name).collect();
+    copies(comm, step, &names, &fingerprints(layout, buffer, &parameters))
+}
+
+/// Lines for numbers that every rank has computed for itself.
+pub fn numbers(
+    comm: &dyn Comm,
+    step: u64,
+    numbers: &[(Phase, &str, f64)],
+) -> Result<Vec<DigestLine>, CommError> {
+    let names: Vec<_> = numbers.iter().map(|&(phase, name, _)| (phase, name.to_owned())).collect();
+    let mine: Vec<_> = numbers.iter().map(|&(_, _, number)| Fingerprint::of_number(number)).collect();
+    copies(comm, step, &names, &mine)
+}
+
+/// Lines for what every rank has, `mine` on this one: ranks with the same value share a line.
+fn copies(
+    comm: &dyn Comm,
+    step: u64,
+    names: &[(Phase, String)],
+    mine: &[Fingerprint],
+) -> Result<Vec<DigestLine>, CommError> {
     let messages = comm.all_gather_bytes(&encode(mine.iter().map(|print| (print.digest, print.norm))))?;
     let ranks: Vec<Vec<_>> = messages.iter().map(|message| decode(message).collect()).collect();
     let mut lines = Vec::new();
-    for (index, &parameter) in parameters.iter().enumerate() {
-        let parameter = &layout.parameters[parameter];
+    for (index, (phase, name)) in names.iter().enumerate() {
         let mut holders: BTreeMap<Fingerprint, Vec<u32>> = BTreeMap::new();
         for (rank, entries) in ranks.iter().enumerate() {
             if let Some(&(digest, norm)) = entries.get(index) {
@@ -105,7 +132,7 @@ pub fn replicas<'b>(
         let mut holders: Vec<_> = holders.into_iter().collect();
         holders.sort_by_key(|(_, ranks)| ranks[0]);
         for (print, ranks) in holders {
-            let line = print.line(step, phase, format!("{prefix}{}", parameter.name));
+            let line = print.line(step, *phase, name.clone());
             lines.push(DigestLine { ranks: rank_ranges(ranks), ..line });
         }
     }
@@ -153,24 +180,22 @@ pub fn shards(
     Ok(held.map(line).collect())
 }
 
-/// Lines for each micro-batch's own gradient; `mine` holds this rank's, one entry a trained parameter, and `first` says
-/// which micro-batch each rank's first one is.
-pub fn local_gradients(
+/// Lines for what belongs to one micro-batch each; `mine` holds this rank's, one entry a name, and `first` says which
+/// micro-batch each rank's first one is.
+pub fn of_micro_batches(
     comm: &dyn Comm,
-    layout: &Layout,
-    step: u64,
+    (step, phase): (u64, Phase),
+    names: &[&str],
     mine: &[Vec<Fingerprint>],
     first: &dyn Fn(usize) -> usize,
 ) -> Result<Vec<DigestLine>, CommError> {
     let messages =
         comm.all_gather_bytes(&encode(mine.iter().flatten().map(|print| (print.digest, print.norm))))?;
-    let trained: Vec<usize> = layout.trained().collect();
     let mut lines = Vec::new();
     for (rank, message) in messages.iter().enumerate() {
         for (index, (digest, norm)) in decode(message).enumerate() {
-            let micro_batch = first(rank) + index / trained.len();
-            let name = layout.parameters[trained[index % trained.len()]].name.clone();
-            let line = Fingerprint { digest, norm }.line(step, Phase::LocalGradient, name);
+            let (micro_batch, name) = (first(rank) + index / names.len(), names[index % names.len()]);
+            let line = Fingerprint { digest, norm }.line(step, phase, name.into());
             let ranks = vec![(rank as u32, rank as u32)];
             lines.push(DigestLine { micro_batch: Some(micro_batch as u32), ranks, ..line });
         }

@@ -2,7 +2,7 @@
 
 use tch::{TchError, Tensor};
 
-use crate::mutate::{Mutation, active};
+use crate::mutate::{Mutation, active, since_resume};
 use crate::random::Stream;
 
 /// Keys of one micro-batch's dropout masks: (seed, step, micro-batch), to which each site in the model adds its
@@ -24,10 +24,28 @@ impl Dropout {
     /// `site` numbers the places in the model.
     pub fn apply(&self, site: u32, input: &Tensor) -> Result<Tensor, TchError> {
         let mut factors = vec![0f32; input.numel()];
-        let micro_batch = if active(Mutation::DropoutByRank) { self.rank } else { self.micro_batch };
-        Stream::dropout(self.seed, site, micro_batch as u32, self.step as u32)
+        let (micro_batch, step) = self.planted_key();
+        Stream::dropout(self.seed, site, micro_batch as u32, step as u32)
             .fill_keep_mask(1.0 - self.probability, &mut factors);
+        if active(Mutation::DropoutNotScaled) {
+            factors.iter_mut().for_each(|factor| *factor = factor.ceil().min(1.0));
+        }
         input.f_mul(&Tensor::f_from_slice(&factors)?.f_view(input.size().as_slice())?)
+    }
+
+    /// The micro-batch and the step, unless a bug is planted.
+    fn planted_key(&self) -> (usize, u64) {
+        let micro_batch = match () {
+            () if active(Mutation::DropoutByRank) => self.rank,
+            () if active(Mutation::DropoutSameMask) => 0,
+            () => self.micro_batch,
+        };
+        let step = match since_resume(Mutation::DropoutRestarts) {
+            Some(from) => self.step - from,
+            None if active(Mutation::DropoutSameStep) => 1,
+            None => self.step,
+        };
+        (micro_batch, step)
     }
 
     /// Whether this micro-batch skips a layer that is skipped with this probability (LayerDrop: Fan et al. 2019).

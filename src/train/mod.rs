@@ -4,6 +4,7 @@ mod capture;
 mod evaluate;
 mod finish;
 mod measure;
+mod planted;
 mod step;
 mod stopwatch;
 
@@ -18,11 +19,12 @@ use crate::config::Config;
 use crate::grad::norm;
 use crate::launch::{Failure, StopRequest};
 use crate::metrics::{Progress, Recorder};
+use crate::mutate::{self, Mutation, active};
 use crate::session::Session;
 use crate::strategy::gather_square_sums;
 use crate::trace::{About, Category};
-use capture::{Capture, Numbers};
-use measure::Measured;
+use capture::Capture;
+use measure::{Measured, Numbers};
 use stopwatch::Stopwatch;
 
 /// Which steps to do, and who may ask to stop earlier.
@@ -44,7 +46,10 @@ impl Course {
         stop_after: Option<u64>,
         stop_request: StopRequest,
     ) -> Result<Self, Failure> {
-        let last = stop_after.unwrap_or(u64::MAX).min(config.schedule.steps);
+        let mut last = stop_after.unwrap_or(u64::MAX).min(config.schedule.steps);
+        if active(Mutation::StepsHalved) {
+            last /= 2;
+        }
         if from_step >= last {
             return Err(Failure::shared(exit::NOTHING_TO_DO, format!("all {last} steps are done already")));
         }
@@ -78,6 +83,7 @@ pub fn run(
     let mut progress = Progress::new(session.comm.rank(), session.config.schedule.steps, course.from_step);
     for step in course.from_step + 1..=last {
         session.comm.at_step(step);
+        mutate::enter_step(step);
         let mut watch = Stopwatch::start(&session.trace, step);
         let samples = session.sampler.step(step);
         let digests_due = measure::digests_due(session.config, step, last);
@@ -100,28 +106,28 @@ pub fn run(
         capture.as_mut().map_or(Ok(()), |capture| capture.gradient(session))?;
 
         watch.enter(Category::Optimizer, About::default());
-        let rate = step::rate(session.config, step);
         let clip = norm::clip_coefficient(gradient_norm, session.config.optim.clip_norm);
+        let numbers = Numbers { gradient_norm, clip, rate: step::rate(session.config, step) };
+        let numbers = planted::numbers(session, &norms, numbers);
         match skipped_for {
-            None => step::update(session, step, clip, &unused)?,
+            None => step::update(session, step, &numbers, &unused)?,
             Some(_) => step::skip_update(session),
         }
-        step::plant_parameter(session, step)?;
+        planted::move_parameter(session, step)?;
 
         watch.enter(Category::Forward, About::default());
         let validation_loss = evaluate::if_due(session, step, last)?;
         watch.enter(Category::Record, About::default());
+        lines.extend(measure::number_digests(session, step, &numbers, digests_due)?);
         lines.extend(measure::state_digests(session, step, digests_due)?);
         if let Some(capture) = capture {
-            capture.finish(session, &local, Numbers { gradient_norm, clip, rate })?;
+            capture.finish(session, &local, numbers)?;
         }
-        let seen = measure::gather(session, &local, course.stop_request.is_set())?;
+        let seen = measure::gather(session, step, &local, course.stop_request.is_set())?;
         let measured = Measured {
             step,
             epoch: samples.epoch,
-            gradient_norm,
-            clip,
-            rate,
+            numbers,
             validation_loss,
             skipped_for,
             unused_parameters: unused.len(),

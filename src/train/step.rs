@@ -4,17 +4,18 @@ use lockstep_record::exit;
 use tch::{Device, Kind, Tensor};
 
 use super::capture::Capture;
+use super::measure::{self, Numbers};
+use super::planted;
 use super::stopwatch::Stopwatch;
 use crate::config::Config;
 use crate::config::schema::{NonFinite, UnusedParameters};
-use crate::data::{Split, StepSamples};
+use crate::data::StepSamples;
 use crate::grad::accumulate::Accumulator;
 use crate::grad::unused::{self, ParameterSet, Usage};
 use crate::grad::{flat, norm};
 use crate::launch::Failure;
 use crate::metrics::Fingerprint;
 use crate::model::Dropout;
-use crate::mutate::{Mutation, active, strikes};
 use crate::optim::learning_rate;
 use crate::session::Session;
 use crate::trace::{About, Category};
@@ -32,6 +33,8 @@ pub struct Local {
     pub samples: Vec<Vec<u64>>,
     /// Of each micro-batch's own gradient, one a trained parameter, where they are recorded.
     pub gradients: Vec<Vec<Fingerprint>>,
+    /// Of each micro-batch's inputs and targets, where they are recorded.
+    pub contents: Vec<Vec<Fingerprint>>,
     /// Which parameters got a gradient.
     pub usage: Usage,
 }
@@ -46,16 +49,18 @@ pub fn forward_backward(
     mut capture: Option<&mut Capture>,
     watch: &mut Stopwatch,
 ) -> Result<Local, Failure> {
-    while struck(session, Mutation::EndlessLoop) && step == 3 {
-        std::hint::spin_loop();
-    }
+    planted::begin(session, step);
     let mut local = Local::default();
     let record = digests_due && session.config.record.local_gradients;
-    let tokens = session.tokens() as f64;
+    let tokens = planted::tokens(session, session.tokens() as f64);
     for (position, micro_batch) in session.micro_batches.clone().enumerate() {
         watch.enter(Category::Data, About::micro_batch(micro_batch));
-        let ids = planted_samples(session, micro_batch, &samples.micro_batches[micro_batch]);
-        let batch = session.micro_batch(Split::Train, &ids, Some(&samples.epochs[micro_batch]))?;
+        let ids = planted::samples(session, position, &samples.micro_batches);
+        let split = planted::split(micro_batch);
+        let batch = session.micro_batch(split, &ids, Some(&samples.epochs[micro_batch]))?;
+        if digests_due {
+            local.contents.push(measure::contents(&batch));
+        }
         let dropout = Dropout {
             probability: session.config.model.dropout,
             seed: session.config.run.seed,
@@ -67,7 +72,7 @@ pub fn forward_backward(
         let loss = session.model.loss(&session.weights(), &batch, Some(&dropout))?.f_div_scalar(tokens)?;
         local.losses.push(loss.f_double_value(&[])?);
         watch.enter(Category::Backward, About::micro_batch(micro_batch));
-        let loss = planted_nan(step, micro_batch, loss);
+        let loss = planted::scale(step, micro_batch, loss);
         let mut gradients = capture.is_some().then(Vec::new);
         let prints =
             backward(session, &loss, (step, position), record, gradients.as_mut(), &mut local.usage)?;
@@ -107,6 +112,7 @@ fn backward(
 ) -> Result<Vec<Fingerprint>, Failure> {
     let early = updates_early(session.config);
     let rate = rate(session.config, step);
+    let lost = planted::lost_hook(session, step);
     let Session { hooks, accumulator, reducer, layout, optimizer, parameters, .. } = session;
     let none = ParameterSet::default();
     let update = |bucket: usize| {
@@ -128,6 +134,7 @@ fn backward(
     };
     hooks.backward(loss, &mut |index, gradient| {
         usage.note(index, true);
+        let gradient = if lost == Some(index) { gradient.zeros_like() } else { gradient };
         add(accumulator, index, gradient.contiguous());
     })?;
     // What the loss does not depend on counts as zero, and is really added: −0 + 0 is +0.
@@ -196,17 +203,30 @@ pub fn refuse_non_finite(session: &mut Session, step: u64, norms: &[f64]) -> Res
 
 /// Clips the owned part of the gradient and updates the owned part of the parameters, bucket by bucket, without those
 /// that are `unused`; each is published as soon as it is updated. The last buckets come first: they hold what the next forward pass needs first.
-pub fn update(session: &mut Session, step: u64, clip: f32, unused: &ParameterSet) -> Result<(), Failure> {
-    let (early, rate) = (updates_early(session.config), rate(session.config, step));
+pub fn update(
+    session: &mut Session,
+    step: u64,
+    numbers: &Numbers,
+    unused: &ParameterSet,
+) -> Result<(), Failure> {
+    let (early, Numbers { clip, rate, .. }) = (updates_early(session.config), *numbers);
+    let (left_out, stale) = (planted::update_left_out(session, step), planted::gathers_early());
     let Session { layout, optimizer, accumulator, parameters, reducer, .. } = session;
     for bucket in (0..layout.trained_buckets()).rev() {
         let parameters = &mut parameters.buffers_mut()[bucket];
-        if !early {
-            let gradient = accumulator.gradient_mut(bucket);
-            norm::scale(gradient.as_mut_slice(), &optimizer.owned()[bucket], clip);
-            optimizer.prepare(layout, bucket, unused, step, rate).apply(parameters, gradient)?;
+        if stale {
+            reducer.publish(bucket, parameters)?;
+            reducer.arrive(bucket)?;
         }
-        reducer.publish(bucket, parameters)?;
+        if !early && !left_out {
+            let gradient = accumulator.gradient_mut(bucket);
+            norm::scale(gradient.as_mut_slice(), &optimizer.owned()[bucket], planted::clip_of(bucket, clip));
+            optimizer.prepare(layout, bucket, unused, step, rate).apply(parameters, gradient)?;
+            planted::cut_masters(parameters);
+        }
+        if !stale {
+            reducer.publish(bucket, parameters)?;
+        }
     }
     optimizer.leave_out(unused.iter());
     Ok(())
@@ -220,36 +240,4 @@ pub fn rate(config: &Config, step: u64) -> f64 {
 /// Leaves all parameters out of this update.
 pub fn skip_update(session: &mut Session) {
     session.optimizer.leave_out(session.layout.trained());
-}
-
-/// The planted bug: one micro-batch's gradient is NaN, in steps 3 and 4 or from step 3 on.
-fn planted_nan(step: u64, micro_batch: usize, loss: Tensor) -> Tensor {
-    let planted =
-        active(Mutation::NanGradient) && matches!(step, 3 | 4) || active(Mutation::NanGradients) && step >= 3;
-    if planted && micro_batch == 1 { loss * f64::NAN } else { loss }
-}
-
-/// Whether a planted bug strikes this rank.
-fn struck(session: &Session, mutation: Mutation) -> bool {
-    strikes(mutation, session.comm.rank(), session.comm.size())
-}
-
-/// The sampler's ids, unless a planted bug swaps one.
-fn planted_samples(session: &Session, micro_batch: usize, ids: &[u64]) -> Vec<u64> {
-    let mut ids = ids.to_vec();
-    if struck(session, Mutation::OneSampleId) && micro_batch + 1 == session.micro_batches.end {
-        ids[0] = (ids[0] + 1) % session.corpus.info().train_samples;
-    }
-    ids
-}
-
-/// The planted bug: one element of one rank's copy moves by one unit in the last place after step 2.
-pub fn plant_parameter(session: &mut Session, step: u64) -> Result<(), Failure> {
-    if struck(session, Mutation::OneRanksParameter) && step == 2 {
-        session.reducer.arrive_all()?;
-        let slot = session.layout.slots[0].clone();
-        let value = &mut session.parameters.buffers_mut()[slot.bucket].as_mut_slice()[slot.offset];
-        *value = f32::from_bits(value.to_bits() ^ 1);
-    }
-    Ok(())
 }

@@ -78,10 +78,16 @@ pub struct SampleLine {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
+    /// What one micro-batch is made of, as the model is given it: `inputs` and `targets`.
+    Data,
     /// One micro-batch's gradient, before anything is added to it.
     LocalGradient,
     /// The step's gradient: the sum over all micro-batches, before clipping.
     ReducedGradient,
+    /// What each rank makes of the gradient's norm: `gradient_norm` and `clip_coefficient`, each a single number.
+    Norm,
+    /// What each rank updates with: `learning_rate`, a single number.
+    Schedule,
     /// Optimizer state after the update; the tensor is named `exp_avg/wte.weight` and the like.
     Optimizer,
     /// Parameters after the update; at step 0, as first broadcast.
@@ -91,8 +97,11 @@ pub enum Phase {
 impl std::fmt::Display for Phase {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str(match self {
+            Phase::Data => "data",
             Phase::LocalGradient => "local gradient",
             Phase::ReducedGradient => "reduced gradient",
+            Phase::Norm => "norm",
+            Phase::Schedule => "schedule",
             Phase::Optimizer => "optimizer",
             Phase::Parameters => "parameters",
         })

@@ -115,6 +115,9 @@ fn data(pair: Pair) -> Compared {
             different.map(|&(name, left, right)| Item::new(name, Value::text(left), Value::text(right))),
         );
     }
+    if let Some(contents) = digests(pair, Recorded::Data) {
+        compared.get_or_insert_default().extend(contents);
+    }
     compared
 }
 
@@ -159,16 +162,27 @@ fn norm(pair: Pair) -> Compared {
     if left != right {
         items.push(Item::new("unused_parameters", Value::text(left), Value::text(right)));
     }
+    if items.is_empty() {
+        items.extend(numbers_of_ranks(pair, Recorded::Norm));
+    }
     Some(items)
 }
 
 fn rate(pair: Pair) -> Compared {
     let (golden, candidate) = metrics(pair)?;
-    Some(
-        number("learning_rate", golden.learning_rate, candidate.learning_rate, Format::F64)
-            .into_iter()
-            .collect(),
-    )
+    let rate = number("learning_rate", golden.learning_rate, candidate.learning_rate, Format::F64);
+    Some(rate.map_or_else(|| numbers_of_ranks(pair, Recorded::Schedule), |rate| vec![rate]))
+}
+
+/// Numbers that each rank has for itself, where metrics have rank 0's: their digests tell who has another one, and their
+/// norm is their size.
+fn numbers_of_ranks(pair: Pair, phase: Recorded) -> Vec<Item> {
+    let size = |size: f64| Value::Scalar(Scalar::of_real(Real(size), Format::F64));
+    let shown = |item: Item| match item.norms {
+        Some((left, right)) => Item { golden: size(left), candidate: size(right), norms: None, ..item },
+        None => item,
+    };
+    digests(pair, phase).into_iter().flatten().map(shown).collect()
 }
 
 fn parameters(pair: Pair) -> Compared {
@@ -450,5 +464,41 @@ mod tests {
         let item = &parted.items[0];
         assert_eq!((item.what.as_str(), item.micro_batch, &item.ranks), ("b", Some(2), &vec![(1, 1)]));
         assert_eq!(parted.items.len(), 2);
+    }
+
+    fn with(lines: impl IntoIterator<Item = DigestLine>) -> StepRecord {
+        let mut record = record();
+        record.digests.extend(lines);
+        record
+    }
+
+    /// Metrics have rank 0's number only.
+    #[test]
+    fn a_rank_that_clips_by_another_number_is_named_with_the_number() {
+        let clip = |ranks, size: f64| DigestLine {
+            digest: Digest(size.to_bits().into()),
+            norm: Real(size),
+            ranks: vec![ranks],
+            ..line(Recorded::Norm, "clip_coefficient", None)
+        };
+        let (golden, candidate) = (with([clip((0, 0), 0.5)]), with([clip((0, 1), 0.5), clip((2, 2), 1.0)]));
+        let parted = part(Pair { golden: &golden, candidate: &candidate, world: Some(WORLD) }).unwrap();
+        let item = &parted.items[0];
+        assert_eq!((parted.phase, item.what.as_str()), (Phase::Norm, "clip_coefficient"));
+        assert_eq!(item.ranks, [(2, 2)]);
+        assert_eq!(item.candidate, Value::Scalar(Scalar::of_real(Real(1.0), Format::F64)));
+    }
+
+    #[test]
+    fn samples_with_the_right_ids_and_another_content_are_data() {
+        let inputs =
+            |digest| DigestLine { digest: Digest(digest), ..line(Recorded::Data, "inputs", Some(3)) };
+        let (golden, candidate) = (with([inputs(1)]), with([inputs(2)]));
+        let pair = Pair { golden: &golden, candidate: &candidate, world: Some(WORLD) };
+        let parted = part(pair).unwrap();
+        let item = &parted.items[0];
+        assert_eq!((parted.phase, item.what.as_str(), item.micro_batch), (Phase::Data, "inputs", Some(3)));
+        // A golden run that did not record it says nothing about it.
+        assert_eq!(part(Pair { golden: &record(), ..pair }), None);
     }
 }

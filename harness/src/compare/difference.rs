@@ -30,9 +30,11 @@ pub enum Event {
 impl From<Phase> for Event {
     fn from(phase: Phase) -> Self {
         match phase {
+            Phase::Data => Self::Data,
             Phase::LocalGradient => Self::LocalGradient,
             Phase::ReducedGradient => Self::ReducedGradient,
-            Phase::Optimizer => Self::Optimizer,
+            Phase::Norm => Self::Norm,
+            Phase::Schedule | Phase::Optimizer => Self::Optimizer,
             Phase::Parameters => Self::Parameters,
         }
     }

@@ -126,7 +126,7 @@ fn compare_replicas(check: &mut Check, step: u64, tensors: &Tensors, world: Opti
 struct Checks {
     mode: Mode,
     replicas: [Check; 2],
-    phases: [(Phase, Check); 4],
+    phases: [(Phase, Check); 7],
     norms: Check,
 }
 
@@ -137,8 +137,11 @@ impl Checks {
             mode,
             replicas: [Check::new("replicas of the golden run"), Check::new("replicas of the candidate run")],
             phases: [
+                phase(Phase::Data, "inputs and targets"),
                 phase(Phase::LocalGradient, "local gradients"),
                 phase(Phase::ReducedGradient, "reduced gradients"),
+                phase(Phase::Norm, "norm and clipping of each rank"),
+                phase(Phase::Schedule, "learning rate of each rank"),
                 phase(Phase::Optimizer, "optimizer state"),
                 phase(Phase::Parameters, "parameters"),
             ],

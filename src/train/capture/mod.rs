@@ -16,7 +16,7 @@ use lockstep_record::{
 };
 use tch::{Kind, Tensor};
 
-use super::measure;
+use super::measure::{self, Numbers};
 use super::step::Local;
 use crate::grad::flat::{self, Flat};
 use crate::launch::{Failure, together};
@@ -32,14 +32,6 @@ pub struct Capture {
     partial: PathBuf,
     target: PathBuf,
     report: Report,
-}
-
-/// The step's numbers that every rank knows.
-#[derive(Clone, Copy, Debug)]
-pub struct Numbers {
-    pub gradient_norm: f64,
-    pub clip: f32,
-    pub rate: f64,
 }
 
 /// One kind of tensor to write: its group, and for optimizer state its kind.
