@@ -21,7 +21,7 @@ pub enum PlanError {
 
 /// Reads a plan; an error names the key, the line and the column.
 pub fn read_yaml<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
-    let (file, bytes) = crate::compare::open_plain_file(path).map_err(|_| match path.exists() {
+    let (file, bytes) = lockstep_record::open_plain_file(path).map_err(|_| match path.exists() {
         true => "cannot be read as a plain file".to_owned(),
         false => "no such plan".to_owned(),
     })?;

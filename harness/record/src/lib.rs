@@ -22,6 +22,7 @@
 mod checkpoint;
 mod digest;
 pub mod exit;
+mod files;
 mod flight;
 mod jsonl;
 mod layout;
@@ -31,9 +32,10 @@ mod steps;
 mod trace;
 
 pub use checkpoint::{CheckpointFile, CheckpointManifest, Piece, TensorEntry, TrainingState};
-pub use digest::{BLOCK_BYTES, BLOCK_ELEMENTS, Digest, block_digests, tensor_digest};
+pub use digest::{BLOCK_BYTES, BLOCK_ELEMENTS, Digest, TensorDigester, block_digests, tensor_digest};
+pub use files::{open_plain_file, refuse_link};
 pub use flight::{Channel, FLIGHT_LINES_MAX, FlightLine, FlightState};
-pub use jsonl::{Lines, RecordError, read_json, read_lines};
+pub use jsonl::{Lines, RecordError, read_json, read_lines, read_named_lines};
 pub use layout::RunDir;
 pub use manifest::{DataInfo, Ended, Manifest, ModelInfo, Outcome, Program, RankInfo, Segment, TensorInfo};
 pub use real::Real;

@@ -12,7 +12,7 @@ mod window;
 use std::path::{Path, PathBuf};
 
 use lockstep_record::{
-    LabelKind, Manifest, RecordError, RunDir, Span, TraceEvent, exit, read_json, read_trace,
+    LabelKind, Manifest, RecordError, RunDir, Span, TraceEvent, exit, read_json, read_trace, refuse_link,
 };
 
 use crate::report::write_whole;
@@ -169,6 +169,7 @@ fn clock_note(disagreement_us: f64) -> Option<String> {
 
 /// The ranks that have a trace, and a note if some have none.
 fn traced_ranks(run: &RunDir) -> Result<(Vec<usize>, Vec<String>), TraceError> {
+    refuse_link(&run.traces())?;
     let ranks = run.traced_ranks().map_err(|source| RecordError::Io { path: run.traces(), source })?;
     let Some(&last) = ranks.last() else { return Err(TraceError::NoTrace(run.path().to_owned())) };
     let mut expected = last + 1;
@@ -180,7 +181,7 @@ fn traced_ranks(run: &RunDir) -> Result<(Vec<usize>, Vec<String>), TraceError> {
         }
         expected = world_size as usize;
     }
-    let missing = expected - ranks.len();
+    let missing = expected.saturating_sub(ranks.len());
     let note = (missing > 0).then(|| format!("{missing} of {expected} ranks left no trace"));
     Ok((ranks, note.into_iter().collect()))
 }
