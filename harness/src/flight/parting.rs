@@ -6,6 +6,7 @@ use std::fmt;
 use lockstep_record::{Channel, FlightLine, FlightState, RankRange, rank_ranges};
 
 use super::Flight;
+use crate::report::visible;
 
 /// Where the ranks part.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +39,7 @@ pub struct Called {
 
 impl Called {
     fn of(line: &FlightLine) -> Self {
-        Self { operation: line.operation.clone(), bucket: line.bucket, dtype: line.dtype.clone() }
+        Self { operation: visible(&line.operation), bucket: line.bucket, dtype: visible(&line.dtype) }
     }
 }
 

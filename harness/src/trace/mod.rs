@@ -24,6 +24,9 @@ use picture::Sketch;
 pub use text::trace_text;
 use window::{StepTimes, Window};
 
+/// What a rank may be called: every line of the table is as wide as the longest name.
+const LABEL_CHARACTERS: usize = 80;
+
 /// What was asked for.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -225,7 +228,9 @@ impl Reader {
                 merged.add(events.text())?;
             }
             match event {
-                TraceEvent::Label(named) if named.kind == LabelKind::ProcessName => label = named.args.name,
+                TraceEvent::Label(named) if named.kind == LabelKind::ProcessName => {
+                    label = named.args.name.chars().take(LABEL_CHARACTERS).collect();
+                }
                 TraceEvent::Label(_) => {}
                 TraceEvent::Span(span) => {
                     let whole = window.push(&span).map_err(malformed)?;
