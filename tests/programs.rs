@@ -12,5 +12,6 @@ mod launch_jobs;
 #[cfg(feature = "mutations")]
 mod negative_controls;
 mod overlap;
+mod parsers;
 mod resume;
 mod tune;

@@ -86,11 +86,19 @@ fn side_by_side<P: Fn() -> Place + Sync>(
     let mut work = workers.iter_mut().zip(shares);
     let Some((own, first)) = work.next() else { return Vec::new() };
     std::thread::scope(|scope| {
-        let others: Vec<_> =
-            work.map(|(worker, share)| scope.spawn(move || worker.compare(share))).collect();
+        let start = |(worker, share): (_, Range<u64>)| {
+            let worker: &mut Worker<'_, P> = worker;
+            let theirs = share.clone();
+            // Where memory is short this thread does it all.
+            std::thread::Builder::new().spawn_scoped(scope, move || worker.compare(theirs)).map_err(|_| share)
+        };
+        let others: Vec<_> = work.map(start).collect();
         let mut found = vec![own.compare(first)];
         for other in others {
-            found.push(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            found.push(match other {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                Err(share) => own.compare(share),
+            });
         }
         found
     })
