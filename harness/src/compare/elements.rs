@@ -86,13 +86,13 @@ fn side_by_side<P: Fn() -> Place + Sync>(
     let mut work = workers.iter_mut().zip(shares);
     let Some((own, first)) = work.next() else { return Vec::new() };
     std::thread::scope(|scope| {
-        let start = |(worker, share): (_, Range<u64>)| {
-            let worker: &mut Worker<'_, P> = worker;
+        let mut others = Vec::new();
+        for (worker, share) in work {
             let theirs = share.clone();
+            let thread = std::thread::Builder::new().spawn_scoped(scope, move || worker.compare(theirs));
             // Where memory is short this thread does it all.
-            std::thread::Builder::new().spawn_scoped(scope, move || worker.compare(theirs)).map_err(|_| share)
-        };
-        let others: Vec<_> = work.map(start).collect();
+            others.push(thread.map_err(|_| share));
+        }
         let mut found = vec![own.compare(first)];
         for other in others {
             found.push(match other {
@@ -119,9 +119,8 @@ impl<'a, P: Fn() -> Place> Worker<'a, P> {
     where
         P: Sync,
     {
-        let TensorPair { mode, place, streams, .. } = pair;
-        let windows = [Vec::new(), Vec::new()];
-        Self { mode: *mode, place, element_bytes, format, streams: streams.clone(), windows }
+        let (streams, windows) = (pair.streams.clone(), [Vec::new(), Vec::new()]);
+        Self { mode: pair.mode, place: pair.place, element_bytes, format, streams, windows }
     }
 
     fn compare(&mut self, bytes: Range<u64>) -> Result<Share, CompareError> {

@@ -12,7 +12,7 @@ mod values;
 
 use std::path::{Path, PathBuf};
 
-use lockstep_record::{Manifest, RecordError, RunDir, open_plain_file, read_json, read_lines, refuse_link};
+use lockstep_record::{Manifest, RecordError, RunDir, open_plain_file, read_json, read_lines};
 use serde::Serialize;
 
 pub use checkpoint::compare_checkpoints;

@@ -228,10 +228,10 @@ mod tests {
     #[test]
     fn names_cannot_break_out() {
         let usual = page(hostile("a"), "a");
-        for name in ["</script><script>alert(1)</script>", "\"><img src=x onerror=alert(1)>", "<!--", "]]>", "'\"`&lt;", "{{ 7*7 }}"] {
+        for name in ["</script><script>alert(1)</script>", "\"><img src=x onerror=alert(1)>", "<!--", "]]>", "'\"`&lt;", "{{ 1234*1234 }}"] {
             let page = page(hostile(name), name);
             assert_eq!(tags(&page), tags(&usual), "{name}");
-            assert!(!page.contains("49"), "names are no templates");
+            assert!(!page.contains("1522756"), "names are no templates");
         }
     }
 
