@@ -29,7 +29,8 @@ fn fuzz(name: &str, seeds: &[Vec<u8>], read: impl Fn(&[u8]) -> bool) {
     for seed in seeds {
         assert!(read(seed), "{name}: mutations start from files that are accepted");
     }
-    let cases = std::env::var("LOCKSTEP_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES);
+    let cases =
+        std::env::var("LOCKSTEP_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES);
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 2000, ..Config::default() };
     let inputs = (any::<Index>(), mutate::mutations());
     TestRunner::new(config)
@@ -126,8 +127,10 @@ impl Checkpoint {
             skipped_in_a_row: 0,
         };
         let tensors = tensors.collect();
-        let mut checkpoint =
-            Self { folder, manifest: CheckpointManifest { record_version: RECORD_VERSION, state, files, tensors } };
+        let mut checkpoint = Self {
+            folder,
+            manifest: CheckpointManifest { record_version: RECORD_VERSION, state, files, tensors },
+        };
         checkpoint.publish();
         checkpoint
     }
@@ -139,7 +142,8 @@ impl Checkpoint {
     /// Writes the manifest, with sizes and digests of the files as they are now.
     fn publish(&mut self) {
         for index in 0..self.manifest.files.len() {
-            let (bytes, blake3) = lockstep::files::digest(&self.path(&self.manifest.files[index].name)).unwrap();
+            let (bytes, blake3) =
+                lockstep::files::digest(&self.path(&self.manifest.files[index].name)).unwrap();
             (self.manifest.files[index].bytes, self.manifest.files[index].blake3) = (bytes, blake3);
         }
         std::fs::write(self.path("manifest.json"), serde_json::to_vec(&self.manifest).unwrap()).unwrap();

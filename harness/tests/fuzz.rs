@@ -3,9 +3,9 @@
 //!
 //! Ordinary tests try a few hundred mutations a reader; `make fuzz` (`LOCKSTEP_FUZZ_CASES`) as many as one likes.
 
-mod common;
 #[path = "fuzz/allocator.rs"]
 mod allocator;
+mod common;
 #[path = "fuzz/mutate.rs"]
 mod mutate;
 #[path = "fuzz/targets.rs"]
@@ -70,7 +70,8 @@ fn fuzz(name: &str) {
     for seed in &seeds {
         assert_eq!(read(target, &scratch, seed), Ok(true), "mutations start from files that are accepted");
     }
-    let cases = std::env::var("LOCKSTEP_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES);
+    let cases =
+        std::env::var("LOCKSTEP_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES);
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 2000, ..Config::default() };
     let kept = kept(target);
     let inputs = (any::<Index>(), mutate::mutations());
@@ -96,7 +97,8 @@ macro_rules! fuzzed {
 
         #[test]
         fn every_reader_is_tried() {
-            assert_eq!(TARGETS.map(|target| target.name), [$($name),*]);
+            let names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
+            assert_eq!(names, [$($name),*]);
         }
     };
 }

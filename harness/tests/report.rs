@@ -1,9 +1,9 @@
 //! What people and programs see of a verification: the page in a real browser, `junit.xml` against the format's
 //! schemas, `report.json` read back, and `lockstep-harness report`.
 
-mod common;
 #[path = "common/browser.rs"]
 mod browser;
+mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -44,8 +44,11 @@ impl Runs {
 
     fn report(&self, names: &[&str], options: &[&str]) -> (i32, String, String) {
         let paths: Vec<String> = names.iter().map(|name| self.path(name)).collect();
-        let arguments: Vec<&str> =
-            ["report"].into_iter().chain(paths.iter().map(String::as_str)).chain(options.iter().copied()).collect();
+        let arguments: Vec<&str> = ["report"]
+            .into_iter()
+            .chain(paths.iter().map(String::as_str))
+            .chain(options.iter().copied())
+            .collect();
         harness(&arguments)
     }
 
@@ -63,8 +66,14 @@ fn runs_are_shown_beside_the_first() {
     assert!(row("golden").contains("reference"));
     assert!(row("equal").contains("passed"));
     assert!(row("other").contains("DIFFERENT") && row("other").contains("step 3, forward, loss"), "{out}");
-    assert!(row("cut").contains("NOT COMPARED") && row("cut").contains("the last line is cut short"), "{out}");
-    assert!(out.contains("Beside golden: 1 run: as equal to it as was demanded; 1 run: DIFFERENT from it"), "{out}");
+    assert!(
+        row("cut").contains("NOT COMPARED") && row("cut").contains("the last line is cut short"),
+        "{out}"
+    );
+    assert!(
+        out.contains("Beside golden: 1 run: as equal to it as was demanded; 1 run: DIFFERENT from it"),
+        "{out}"
+    );
     let saved = read_report(Path::new(&runs.path("golden/report/report.json"))).unwrap();
     let curves = |name: &str| &saved.views().find(|view| view.name == name).unwrap().curves;
     assert_eq!(curves("equal").divergence, [1.0, 2.0, 3.0, 4.0, 5.0].map(|step| (step, 0.0)));
@@ -132,7 +141,13 @@ fn a_run_directory_cannot_lead_the_report_out_of_it() {
 
 /// Every kind of case, and names that are meant to harm.
 fn hostile_report() -> Report {
-    let names = ["a", "</script><script>window.pwned=1</script>", "\"><img src=x onerror=window.pwned=1>", "\u{202e}evil", "b&b<!--"];
+    let names = [
+        "a",
+        "</script><script>window.pwned=1</script>",
+        "\"><img src=x onerror=window.pwned=1>",
+        "\u{202e}evil",
+        "b&b<!--",
+    ];
     let classes = [Class::Golden, Class::Passed, Class::Different, Class::Skipped, Class::CouldNotRun];
     let case = |(name, class): (&str, Class)| {
         let view = CaseView {
@@ -141,7 +156,8 @@ fn hostile_report() -> Report {
             ranks: name.into(),
             strategy: name.into(),
             seconds: 1.25,
-            problem: (!matches!(class, Class::Golden | Class::Passed)).then(|| format!("step 3: {name}\u{0}\u{b}")),
+            problem: (!matches!(class, Class::Golden | Class::Passed))
+                .then(|| format!("step 3: {name}\u{0}\u{b}")),
             detail: Some(name.into()),
             run_dir: name.into(),
             curves: Curves { loss: vec![(1.0, 2.0), (2.0, 1.0)], ..Curves::default() },
@@ -185,15 +201,30 @@ fn junit_has_what_readers_expect() {
         let parent = stack.last().map_or("", String::as_str);
         let (parents, expected): (&str, &[&str]) = match name.as_str() {
             "testsuites" => ("", &[]),
-            "testsuite" => ("testsuites", &[
-                "package", "id", "name", "timestamp", "hostname", "tests", "failures", "errors", "skipped", "time",
-            ]),
+            "testsuite" => (
+                "testsuites",
+                &[
+                    "package",
+                    "id",
+                    "name",
+                    "timestamp",
+                    "hostname",
+                    "tests",
+                    "failures",
+                    "errors",
+                    "skipped",
+                    "time",
+                ],
+            ),
             "properties" | "system-out" | "system-err" => ("testsuite", &[]),
             "testcase" => ("testsuite", &["name", "classname", "time"]),
             "failure" | "error" | "skipped" => ("testcase", &["message", "type"]),
             other => panic!("{other} is in no schema"),
         };
-        assert_eq!((parent, attributes.iter().map(String::as_str).collect::<Vec<_>>()), (parents, expected.to_vec()));
+        assert_eq!(
+            (parent, attributes.iter().map(String::as_str).collect::<Vec<_>>()),
+            (parents, expected.to_vec())
+        );
         seen.push(name.clone());
         if !empty {
             stack.push(name);
@@ -219,13 +250,19 @@ fn junit_is_valid() {
     let valid = |text: &str| {
         std::fs::write(&file, text).unwrap();
         let schema = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/junit.xsd");
-        let output = Command::new("xmllint").args(["--noout", "--schema", schema]).arg(&file).output().unwrap();
+        let output =
+            Command::new("xmllint").args(["--noout", "--schema", schema]).arg(&file).output().unwrap();
         (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     let text = junit(&hostile_report()).unwrap();
     let (is_valid, problem) = valid(&text);
     assert!(is_valid, "{problem}");
-    for (good, bad) in [("failures=\"1\"", ""), ("timestamp=\"2026", "timestamp=\"26"), ("<properties/>", ""), ("time=\"1.250\"", "time=\"x\"")] {
+    for (good, bad) in [
+        ("failures=\"1\"", ""),
+        ("timestamp=\"2026", "timestamp=\"26"),
+        ("<properties/>", ""),
+        ("time=\"1.250\"", "time=\"x\""),
+    ] {
         assert!(!valid(&text.replace(good, bad)).0, "without {good} it must not be valid");
     }
 }
@@ -276,7 +313,10 @@ fn themes(browser: &mut Browser) {
     browser.screenshot("report-dark");
     // The button outweighs the system.
     for (theme, back) in [("light", light), ("dark", dark)] {
-        assert_eq!(browser.eval(&format!("{BUTTON}.click(), {BUTTON}.textContent")), format!("Theme: {theme}"));
+        assert_eq!(
+            browser.eval(&format!("{BUTTON}.click(), {BUTTON}.textContent")),
+            format!("Theme: {theme}")
+        );
         assert_eq!(browser.eval(BACK), back);
     }
     browser.system_theme("light");
@@ -347,7 +387,8 @@ fn charts(browser: &mut Browser) {
     let titles = "[...document.querySelectorAll('.chart figcaption')].map((caption) => caption.textContent)";
     let expected = ["Loss", "Gradient norm", "Parameter norm", "Divergence from the golden run"];
     assert_eq!(browser.eval(titles), serde_json::json!(expected));
-    let curves = "[...document.querySelectorAll('.chart')].map((chart) => chart.querySelectorAll('.curve').length)";
+    let curves =
+        "[...document.querySelectorAll('.chart')].map((chart) => chart.querySelectorAll('.curve').length)";
     assert_eq!(browser.eval(curves), serde_json::json!([4, 4, 4, 3]));
     let colours = "new Set([...document.querySelector('.chart').querySelectorAll('.curve')].map((curve) => getComputedStyle(curve).stroke)).size";
     assert_eq!(browser.eval(colours), 4, "runs are told apart");
@@ -374,13 +415,20 @@ fn names_that_are_meant_to_harm_do_not() {
     let page = folder.path().join("report.html");
     std::fs::write(&page, html(&hostile_report()).unwrap()).unwrap();
     browser.open(&page);
-    assert_eq!(browser.eval("[typeof window.pwned, document.images.length, document.scripts.length]"), serde_json::json!(["undefined", 0, 2]));
+    assert_eq!(
+        browser.eval("[typeof window.pwned, document.images.length, document.scripts.length]"),
+        serde_json::json!(["undefined", 0, 2])
+    );
     assert_eq!(browser.eval("document.title"), "A title </title> & more");
     assert_eq!(browser.eval("document.querySelectorAll('.tile')[3].textContent"), "– \\u{202e}evil");
     assert_eq!(browser.requested().len(), 1);
     assert!(browser.complaints().is_empty(), "{:?}", browser.complaints());
     // The control: should a name ever break out, the page's policy stops it.
-    let broken = std::fs::read_to_string(&page).unwrap().replacen("<main>", "<main><script>window.pwned=1</script><img src=x onerror=window.pwned=1>", 1);
+    let broken = std::fs::read_to_string(&page).unwrap().replacen(
+        "<main>",
+        "<main><script>window.pwned=1</script><img src=x onerror=window.pwned=1>",
+        1,
+    );
     std::fs::write(&page, broken).unwrap();
     browser.open(&page);
     assert_eq!(browser.eval("typeof window.pwned"), "undefined");

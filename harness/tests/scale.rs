@@ -66,7 +66,8 @@ impl Simulated {
     }
 
     fn metrics(&self, step: u64) -> String {
-        let losses: Vec<f32> = (0..self.ranks).map(|rank| (5.0 - (step + rank % 7) as f32 * 1e-3) / 1000.0).collect();
+        let losses: Vec<f32> =
+            (0..self.ranks).map(|rank| (5.0 - (step + rank % 7) as f32 * 1e-3) / 1000.0).collect();
         let line = json!({"step": step, "epoch": 0, "loss": 5.0 - step as f64 * 1e-3, "micro_batch_losses": losses,
             "gradient_norm": 1.25, "parameter_norm": 24.5, "clip_coefficient": 0.75, "learning_rate": 1e-3, "tokens": 2048,
             "tokens_per_second": 1.0, "seconds": {"data": 0.0, "forward": 0.0, "backward": 0.0, "communication": 0.0,
@@ -234,7 +235,12 @@ fn large_checkpoint(run: &RunDir, tensors: u64, bytes: &[u8]) -> PathBuf {
             dtype: "F32".into(),
             shape: vec![TENSOR_ELEMENTS as u64],
             digest,
-            pieces: vec![Piece { file: file.clone(), key: name(index), offset: 0, length: TENSOR_ELEMENTS as u64 }],
+            pieces: vec![Piece {
+                file: file.clone(),
+                key: name(index),
+                offset: 0,
+                length: TENSOR_ELEMENTS as u64,
+            }],
         })
         .collect();
     write_manifest(&folder, &manifest);
@@ -267,7 +273,8 @@ fn comparing_checkpoints_is_nearly_as_fast_as_reading_them() {
             begin.elapsed().as_secs_f64()
         };
         read();
-        let (mut ratios, mut reads, mut compares, mut processor) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut ratios, mut reads, mut compares, mut processor) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for _ in 0..5 {
             let reading = read();
             let took = compare(golden.path(), candidate.path(), 256);

@@ -122,8 +122,10 @@ fn check_offsets(file: &[u8]) -> Result<(), String> {
         data_offsets: (u64, u64),
     }
     let length = file.first_chunk().map(|bytes| u64::from_le_bytes(*bytes) as usize);
-    let header = length.and_then(|length| file.get(8..length.checked_add(8)?)).ok_or("its header is cut short")?;
-    let entries: HashMap<String, Entry> = serde_json::from_slice(header).map_err(|error| error.to_string())?;
+    let header =
+        length.and_then(|length| file.get(8..length.checked_add(8)?)).ok_or("its header is cut short")?;
+    let entries: HashMap<String, Entry> =
+        serde_json::from_slice(header).map_err(|error| error.to_string())?;
     let outside = |(_, entry): &(&String, &Entry)| entry.data_offsets.1 > file.len() as u64;
     match entries.iter().find(outside) {
         Some((name, _)) => Err(format!("{name} claims bytes past the end of the file")),

@@ -305,7 +305,10 @@ mod tests {
             (format!("[\n{SPAN}\n{{}}]\n[\n"), ":4: more lines after"),
             ("[\n{\"ph\":\"X\"},\n".to_owned(), ":2: missing field"),
             (format!("[\n{}\n", SPAN.replace("3.0", "-1")), ":2: a start of"),
-            (format!("[\n{}\n", SPAN.replace(":7,", ":18446744073709551615,")), ":2: step 18446744073709551615, bucket"),
+            (
+                format!("[\n{}\n", SPAN.replace(":7,", ":18446744073709551615,")),
+                ":2: step 18446744073709551615, bucket",
+            ),
             (format!("[\n{}\n", SPAN.replace("communication", "dancing")), ":2: unknown variant `dancing`"),
             (format!("[\n{}\n", SPAN.replace("\"step\":7,", "")), ":2: missing field `step`"),
         ];

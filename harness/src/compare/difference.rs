@@ -322,7 +322,8 @@ mod tests {
 
     #[test]
     fn checks_of_parts_make_the_check_of_the_whole() {
-        let differ = |step| Difference::new(Place::at(step, Event::Forward, "w"), Value::text(1), Value::text(2));
+        let differ =
+            |step| Difference::new(Place::at(step, Event::Forward, "w"), Value::text(1), Value::text(2));
         let (mut whole, mut parts) = (Check::new("x"), [Check::new("x"), Check::new("x"), Check::new("x")]);
         for (part, step) in [(0, 4), (2, 3), (2, 5)] {
             parts[part].differ(differ(step));

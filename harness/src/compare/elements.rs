@@ -41,8 +41,9 @@ impl<P: Fn() -> Place + Sync> TensorPair<'_, P> {
         let mut check = Check::new("elements");
         let Some((element_bytes, format)) = dtype(&self.entries[0].dtype) else { return Ok(check) };
         let mut digesters = [TensorDigester::default(), TensorDigester::default()];
-        let mut workers: Vec<Worker<'_, P>> =
-            (0..threads(self.streams[0].remaining())).map(|_| Worker::new(self, element_bytes, format)).collect();
+        let mut workers: Vec<Worker<'_, P>> = (0..threads(self.streams[0].remaining()))
+            .map(|_| Worker::new(self, element_bytes, format))
+            .collect();
         let mut shares = shares(self.streams[0].remaining()).peekable();
         while shares.peek().is_some() {
             for share in side_by_side(&mut workers, &mut shares) {
@@ -51,7 +52,8 @@ impl<P: Fn() -> Place + Sync> TensorPair<'_, P> {
                 digesters.iter_mut().zip(blocks).for_each(|(digester, blocks)| digester.add(blocks));
             }
         }
-        for ((side, entry), digester) in ["golden", "candidate"].into_iter().zip(self.entries).zip(digesters) {
+        for ((side, entry), digester) in ["golden", "candidate"].into_iter().zip(self.entries).zip(digesters)
+        {
             let found = digester.finish();
             if found != entry.digest {
                 let (listed, found) = (Value::Digest(entry.digest), Value::Digest(found));

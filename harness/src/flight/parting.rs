@@ -86,8 +86,7 @@ fn grouped(flight: &Flight, there: Vec<(u32, There)>) -> Vec<(Vec<RankRange>, Th
     for (rank, there) in there {
         groups.entry(there).or_default().push(rank);
     }
-    let mut groups: Vec<_> =
-        groups.into_iter().map(|(there, ranks)| (rank_ranges(ranks), there)).collect();
+    let mut groups: Vec<_> = groups.into_iter().map(|(there, ranks)| (rank_ranges(ranks), there)).collect();
     groups.extend(Some((silent(flight), There::NoFile)).filter(|(ranks, _)| !ranks.is_empty()));
     groups.sort_by_key(|(ranks, _)| ranks[0]);
     groups
@@ -145,11 +144,8 @@ impl fmt::Display for Parting {
             };
             let shown: Vec<String> = ranges.iter().take(RANGES_MAX).map(range).collect();
             let noun = if ranks == 1 { "rank" } else { "ranks" };
-            let more = if ranges.len() > RANGES_MAX {
-                format!(", … ({ranks} ranks)")
-            } else {
-                String::new()
-            };
+            let more =
+                if ranges.len() > RANGES_MAX { format!(", … ({ranks} ranks)") } else { String::new() };
             write!(formatter, "\n  {noun} {}{more}: {there}", shown.join(", "))?;
         }
         Ok(())

@@ -44,7 +44,12 @@ impl Chart {
         let scale = Scale::of(quantity);
         let points = |series: &Series| -> Vec<Point> {
             let drawn = |(step, value): &Point| step.abs() <= STEP_MAX && value.abs() <= VALUE_MAX;
-            series.points.iter().filter(|point| drawn(point)).map(|&(step, value)| (step, scale.up(value))).collect()
+            series
+                .points
+                .iter()
+                .filter(|point| drawn(point))
+                .map(|&(step, value)| (step, scale.up(value)))
+                .collect()
         };
         let lines: Vec<Vec<Point>> = series.iter().take(SERIES_MAX).map(points).collect();
         let all = || lines.iter().flatten().copied();
@@ -215,7 +220,10 @@ mod tests {
     fn ulps_have_a_label_each_power_of_ten() {
         let label = |ulps: f64| Scale::Ulps.label(Scale::Ulps.up(ulps));
         assert_eq!([0.0, 1.0, 10.0, 1e4, 1e10].map(label), ["0", "1", "10", "10000", "1e10"]);
-        assert_eq!([0.0, 2e-5, 0.0123, 4.5, 1234.0, 1e7].map(number), ["0", "2.0e-5", "0.0123", "4.50", "1234", "1.0e7"]);
+        assert_eq!(
+            [0.0, 2e-5, 0.0123, 4.5, 1234.0, 1e7].map(number),
+            ["0", "2.0e-5", "0.0123", "4.50", "1234", "1.0e7"]
+        );
     }
 
     proptest! {

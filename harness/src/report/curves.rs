@@ -158,7 +158,8 @@ impl Thinned {
         let point = (step as f64, value);
         if self.seen.is_multiple_of(self.stride) {
             if self.points.len() == POINTS_MAX {
-                self.points = self.points.chunks(2).map(|two| (self.merge)(two[0], two[two.len() - 1])).collect();
+                self.points =
+                    self.points.chunks(2).map(|two| (self.merge)(two[0], two[two.len() - 1])).collect();
                 self.stride = self.stride.saturating_mul(2);
             }
             self.points.push(point);

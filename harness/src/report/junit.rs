@@ -26,7 +26,8 @@ pub fn junit(report: &Report) -> io::Result<String> {
 
 fn suite(writer: &mut Writer<Vec<u8>>, report: &Report, index: usize, group: &str) -> io::Result<()> {
     let cases: Vec<&CaseView> = report.views().filter(|view| view.group == group).collect();
-    let count = |wanted: fn(Class) -> bool| cases.iter().filter(|view| wanted(view.class)).count().to_string();
+    let count =
+        |wanted: fn(Class) -> bool| cases.iter().filter(|view| wanted(view.class)).count().to_string();
     let attributes = [
         ("package", token(&report.title, "lockstep-harness")),
         ("id", index.to_string()),
@@ -71,7 +72,10 @@ fn test_case(writer: &mut Writer<Vec<u8>>, view: &CaseView) -> io::Result<()> {
     let detail = clean(view.detail.as_deref().unwrap_or(&problem));
     element.write_inner_content(|writer| {
         let attributes = [("message", message.as_str()), ("type", view.class.name())];
-        writer.create_element(child).with_attributes(attributes).write_text_content(BytesText::new(&detail))?;
+        writer
+            .create_element(child)
+            .with_attributes(attributes)
+            .write_text_content(BytesText::new(&detail))?;
         Ok(())
     })?;
     Ok(())
@@ -103,7 +107,8 @@ fn timestamp(unix_s: u64) -> String {
 
 /// The date so many days after 1 January 1970, in the Gregorian calendar.
 fn date(mut days: u64) -> (u64, u64, u64) {
-    let is_leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let is_leap =
+        |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let mut year = 1970;
     while days >= 365 + u64::from(is_leap(year)) {
         days -= 365 + u64::from(is_leap(year));

@@ -12,11 +12,7 @@ use super::view::{CaseReport, CaseView, Report};
 use crate::verify::{Case, Group, Plan};
 
 /// Every output: the files of a folder, then the table on `out`, so that what is printed is on disk.
-pub fn all_sinks<'a>(
-    folder: &Path,
-    out: &'a mut dyn Write,
-    headings: &[Heading],
-) -> Vec<Box<dyn Sink + 'a>> {
+pub fn all_sinks<'a>(folder: &Path, out: &'a mut dyn Write, headings: &[Heading]) -> Vec<Box<dyn Sink + 'a>> {
     let page: PathBuf = folder.join("report.html");
     vec![
         Box::new(JsonFile(folder.join("report.json"))),

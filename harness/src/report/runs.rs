@@ -120,8 +120,7 @@ fn folder(options: &Options, inputs: &[Input]) -> Result<PathBuf, ReportError> {
     if options.out.is_none() {
         refuse_link(&folder)?;
     }
-    std::fs::create_dir_all(&folder)
-        .map_err(|source| ReportError::Write { path: folder.clone(), source })?;
+    std::fs::create_dir_all(&folder).map_err(|source| ReportError::Write { path: folder.clone(), source })?;
     Ok(folder)
 }
 
@@ -177,7 +176,9 @@ fn headings(inputs: &[Input], labels: &[String], mode: Mode) -> Vec<Heading> {
 
 /// Ranks and strategies of a run's executions, such as `4→3`; empty where its manifest cannot be read.
 fn launched(path: &Path) -> (String, String) {
-    let Ok(manifest) = read_json::<Manifest>(&RunDir::new(path).manifest()) else { return Default::default() };
+    let Ok(manifest) = read_json::<Manifest>(&RunDir::new(path).manifest()) else {
+        return Default::default();
+    };
     let arrows = |mut parts: Vec<String>| {
         parts.dedup();
         let shown = parts.len().min(8);
@@ -231,8 +232,7 @@ fn judge(path: &Path, label: &str, reference: &Path, mode: Mode) -> CaseReport {
 
 /// The largest distance of any parameter; of the losses where no checkpoint could be compared.
 fn worst(comparison: &Comparison) -> Option<String> {
-    let compared =
-        |name: &str| comparison.check(name).filter(|check| check.verdict != Verdict::NotCompared);
+    let compared = |name: &str| comparison.check(name).filter(|check| check.verdict != Verdict::NotCompared);
     let worst = compared("checkpoint parameters").or(compared("micro-batch losses"))?.worst;
     Some(ulps_text(worst.ulps))
 }
@@ -268,7 +268,8 @@ fn sentence(report: &Report, reports: &[String]) -> String {
             (Class::CouldNotRun, "not comparable, so nothing is known"),
         ];
         let counts = kinds.iter().filter(|(class, _)| of(*class) > 0);
-        let counts: Vec<String> = counts.map(|(class, text)| format!("{}: {text}", runs(of(*class)))).collect();
+        let counts: Vec<String> =
+            counts.map(|(class, text)| format!("{}: {text}", runs(of(*class)))).collect();
         parts.push(match counts.is_empty() {
             true => format!("{name}, compared with nothing."),
             false => format!("Beside {name}: {}.", counts.join("; ")),

@@ -42,7 +42,11 @@ impl<'a> Stream<'a> {
         let started = SystemTime::now().duration_since(UNIX_EPOCH);
         let started_unix_s = started.map_or(0, |elapsed| elapsed.as_secs());
         let sentence = "Nothing is known yet.".into();
-        Self { report: Report { started_unix_s, sentence, ..Report::default() }, start: Instant::now(), sinks }
+        Self {
+            report: Report { started_unix_s, sentence, ..Report::default() },
+            start: Instant::now(),
+            sinks,
+        }
     }
 
     pub fn send(&mut self, event: Event) -> io::Result<()> {

@@ -260,9 +260,8 @@ mod tests {
     #[test]
     fn the_exit_code_is_of_the_worst_case() {
         let code = |classes: &[Class]| {
-            let case = |&class: &Class| {
-                CaseReport::new(CaseView { class, ..CaseView::new("g", "c") }, Value::Null)
-            };
+            let case =
+                |&class: &Class| CaseReport::new(CaseView { class, ..CaseView::new("g", "c") }, Value::Null);
             Report { cases: classes.iter().map(case).collect(), ..Report::default() }.exit_code()
         };
         use Class::{CouldNotRun, Different, Golden, Passed, Skipped};

@@ -30,7 +30,9 @@ fn find() -> Option<PathBuf> {
     let names = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"];
     let path = std::env::var_os("PATH").unwrap_or_default();
     let installed = || std::env::split_paths(&path).flat_map(|folder| names.map(|name| folder.join(name)));
-    std::env::var_os("LOCKSTEP_CHROMIUM").map(PathBuf::from).or_else(|| installed().find(|file| file.is_file()))
+    std::env::var_os("LOCKSTEP_CHROMIUM")
+        .map(PathBuf::from)
+        .or_else(|| installed().find(|file| file.is_file()))
 }
 
 impl Browser {
@@ -104,7 +106,9 @@ impl Browser {
     }
 
     fn message(&self, awaited: &str) -> Value {
-        self.messages.recv_timeout(LIMIT).unwrap_or_else(|error| panic!("{awaited}: the browser says nothing: {error}"))
+        self.messages
+            .recv_timeout(LIMIT)
+            .unwrap_or_else(|error| panic!("{awaited}: the browser says nothing: {error}"))
     }
 
     /// Opens a file and waits until it is loaded.
@@ -184,7 +188,9 @@ impl Browser {
     /// Everything that the page asked for, itself first.
     pub fn requested(&self) -> Vec<String> {
         let requests = self.events.iter().filter(|event| event["method"] == "Network.requestWillBeSent");
-        requests.map(|event| event["params"]["request"]["url"].as_str().unwrap_or_default().to_owned()).collect()
+        requests
+            .map(|event| event["params"]["request"]["url"].as_str().unwrap_or_default().to_owned())
+            .collect()
     }
 }
 
@@ -206,7 +212,9 @@ fn decode_base64(text: &str) -> Vec<u8> {
     };
     let decode = |four: &[u8]| {
         let digits = four.iter().filter(|byte| **byte != b'=').count();
-        let bits = four.iter().fold(0u32, |bits, byte| bits << 6 | u32::from(if *byte == b'=' { 0 } else { digit(*byte) }));
+        let bits = four
+            .iter()
+            .fold(0u32, |bits, byte| bits << 6 | u32::from(if *byte == b'=' { 0 } else { digit(*byte) }));
         bits.to_be_bytes()[1..digits].to_vec()
     };
     text.as_bytes().chunks(4).flat_map(decode).collect()

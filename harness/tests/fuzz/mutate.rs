@@ -8,11 +8,50 @@ const BYTES_MAX: usize = 1 << 18;
 
 /// What stands in the place of a number, a name or a word: limits of types, and what is special somewhere.
 const WORDS: [&str; 44] = [
-    "0", "-0", "-1", "1", "2", "0.5", "255", "65535", "65536", "4294967295", "4294967296", "9007199254740993",
-    "9223372036854775807", "9223372036854775808", "18446744073709551615", "18446744073709551616", "-9223372036854775808",
-    "1e15", "1e30", "1e308", "-1e308", "1e-320", "1e400", "NaN", "inf", "null", "true", "~", "[]", "{}", "\"\"", "[[0,4294967295]]",
-    "[[4294967295,0]]", "\"0x7ff8000000000000\"", "\"0xfff0000000000000\"", "\"0x\"", "\"\\u0000\"", "\"\u{202e}</script>\"", "../../x",
-    "/etc/passwd", "\"F64\"", "\"BOOL\"", "*a", "&a",
+    "0",
+    "-0",
+    "-1",
+    "1",
+    "2",
+    "0.5",
+    "255",
+    "65535",
+    "65536",
+    "4294967295",
+    "4294967296",
+    "9007199254740993",
+    "9223372036854775807",
+    "9223372036854775808",
+    "18446744073709551615",
+    "18446744073709551616",
+    "-9223372036854775808",
+    "1e15",
+    "1e30",
+    "1e308",
+    "-1e308",
+    "1e-320",
+    "1e400",
+    "NaN",
+    "inf",
+    "null",
+    "true",
+    "~",
+    "[]",
+    "{}",
+    "\"\"",
+    "[[0,4294967295]]",
+    "[[4294967295,0]]",
+    "\"0x7ff8000000000000\"",
+    "\"0xfff0000000000000\"",
+    "\"0x\"",
+    "\"\\u0000\"",
+    "\"\u{202e}</script>\"",
+    "../../x",
+    "/etc/passwd",
+    "\"F64\"",
+    "\"BOOL\"",
+    "*a",
+    "&a",
 ];
 
 /// One change. Indices are of what the file has at that moment.
@@ -94,7 +133,9 @@ fn apply(mut bytes: Vec<u8>, mutation: &Mutation) -> Vec<u8> {
             let index = at.index(lines.len());
             lines.insert(index, lines[index]);
         }),
-        Mutation::SwapLines(a, b) => lines(&mut bytes, |lines| lines.swap(a.index(lines.len()), b.index(lines.len()))),
+        Mutation::SwapLines(a, b) => {
+            lines(&mut bytes, |lines| lines.swap(a.index(lines.len()), b.index(lines.len())))
+        }
         Mutation::Truncate(at) => bytes.truncate(at.index(bytes.len())),
         Mutation::Flip(at, byte) => {
             let index = at.index(bytes.len());

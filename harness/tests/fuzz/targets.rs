@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use lockstep_harness::bench::{BenchPlan, Results};
 use lockstep_harness::compare::{Mode, Tolerance, compare};
 use lockstep_harness::predict::{Extraction, Options as Prediction, Scope, Selector};
-use lockstep_harness::report::{CaseView, Report, comparison_json, comparison_text, html, junit, read_curves, read_report};
+use lockstep_harness::report::{
+    CaseView, Report, comparison_json, comparison_text, html, junit, read_curves, read_report,
+};
 use lockstep_harness::trace::{Options as Tracing, Steps};
 use lockstep_harness::verify::Plan;
 use lockstep_harness::{flight, plan_file, predict, report, trace};
-use lockstep_record::{
-    Category, CheckpointManifest, Digest, FlightLine, RunDir, Span, SpanArgs, TraceEvent,
-};
+use lockstep_record::{Category, CheckpointManifest, Digest, FlightLine, RunDir, Span, SpanArgs, TraceEvent};
 use serde_json::json;
 
 use crate::common::{Bench, STEPS, read_manifest, write_lines, write_manifest};
@@ -70,11 +70,27 @@ pub struct Target {
     pub read: fn(&Scratch, &[u8]) -> bool,
 }
 
-pub const TARGETS: [Target; 14] = [
-    Target { name: "manifest", seeds: |s| vec![file(&s.candidate.manifest())], read: |s, b| in_record(s, &s.candidate.manifest(), b) },
-    Target { name: "metrics", seeds: |s| vec![file(&s.candidate.metrics())], read: |s, b| in_record(s, &s.candidate.metrics(), b) },
-    Target { name: "samples", seeds: |s| vec![file(&s.candidate.samples())], read: |s, b| in_record(s, &s.candidate.samples(), b) },
-    Target { name: "digests", seeds: |s| vec![file(&s.candidate.digests())], read: |s, b| in_record(s, &s.candidate.digests(), b) },
+pub static TARGETS: [Target; 14] = [
+    Target {
+        name: "manifest",
+        seeds: |s| vec![file(&s.candidate.manifest())],
+        read: |s, b| in_record(s, &s.candidate.manifest(), b),
+    },
+    Target {
+        name: "metrics",
+        seeds: |s| vec![file(&s.candidate.metrics())],
+        read: |s, b| in_record(s, &s.candidate.metrics(), b),
+    },
+    Target {
+        name: "samples",
+        seeds: |s| vec![file(&s.candidate.samples())],
+        read: |s, b| in_record(s, &s.candidate.samples(), b),
+    },
+    Target {
+        name: "digests",
+        seeds: |s| vec![file(&s.candidate.digests())],
+        read: |s, b| in_record(s, &s.candidate.digests(), b),
+    },
     Target {
         name: "checkpoint-manifest",
         seeds: |s| vec![file(&s.candidate.checkpoint(STEPS).join("manifest.json"))],
@@ -183,12 +199,14 @@ fn trace_text(rank: u32) -> String {
     let span = |step: u64, index: u64| {
         let category = Category::ALL[index as usize % Category::ALL.len()];
         let args = SpanArgs { step, bucket: Some(index as u32), bytes: Some(64), micro_batch: Some(0) };
-        let (start_us, thread) = ((step * 100 + index * 10) as f64, (category == Category::Communication) as u32);
+        let (start_us, thread) =
+            ((step * 100 + index * 10) as f64, (category == Category::Communication) as u32);
         TraceEvent::Span(Span { name: "x".into(), category, start_us, duration_us: 12.0, rank, thread, args })
     };
     let spans = (1..5).flat_map(|step| (0..8).map(move |index| span(step, index)));
     let lines: String = spans.map(|span| serde_json::to_string(&span).unwrap() + ",\n").collect();
-    let label = format!(r#"{{"ph":"M","name":"process_name","pid":{rank},"tid":0,"args":{{"name":"rank on a"}}}}"#);
+    let label =
+        format!(r#"{{"ph":"M","name":"process_name","pid":{rank},"tid":0,"args":{{"name":"rank on a"}}}}"#);
     format!("[\n{label},\n{lines}{{}}]\n")
 }
 
@@ -276,7 +294,8 @@ fn results() -> Vec<u8> {
 
 fn bench_results(scratch: &Scratch, bytes: &[u8]) -> bool {
     std::fs::write(scratch.path("bench.json"), bytes).unwrap();
-    Results::load(scratch.bench.folder.path()).is_ok_and(|results| results.is_some_and(|r| !r.metrics().is_empty()))
+    Results::load(scratch.bench.folder.path())
+        .is_ok_and(|results| results.is_some_and(|r| !r.metrics().is_empty()))
 }
 
 fn saved(scratch: &Scratch) -> Vec<u8> {
