@@ -13,6 +13,7 @@ mod launch_jobs;
 #[cfg(feature = "mutations")]
 mod negative_controls;
 mod overlap;
+mod parsers;
 mod resume;
 mod tune;
 mod zoo;

@@ -2,6 +2,7 @@
 
 mod bisect;
 mod predict;
+mod report;
 mod trace;
 mod zoo;
 
@@ -14,7 +15,7 @@ use lockstep_record::{RunDir, exit};
 use crate::bench::BenchArgs;
 use crate::compare::{CompareError, Mode, Tolerance, compare};
 use crate::flight::{self, FlightError};
-use crate::report;
+use crate::report::{comparison_json, comparison_text};
 use crate::tune::TuneArgs;
 use crate::verify::{self, Keep, Options};
 
@@ -37,6 +38,8 @@ enum Command {
     Bisect(bisect::BisectArgs),
     /// Run a plan of launches, compare each with its golden run, and report.
     Verify(VerifyArgs),
+    /// Show any number of runs beside the first one: a table, and a page with their curves.
+    Report(report::ReportArgs),
     /// Say where the ranks of a run that hung or broke part: who is missing, and what each was doing.
     Flight {
         /// Run directory.
@@ -129,6 +132,7 @@ impl Cli {
             Command::Compare(args) => run_compare(&args, out, errors),
             Command::Bisect(args) => args.run(out, errors),
             Command::Verify(args) => run_verify(args, out, errors),
+            Command::Report(args) => args.run(out, errors),
             Command::Flight { run } => run_flight(run, out, errors),
             Command::Trace(args) => args.run(out, errors),
             Command::Measure(args) => args.run(out, errors),
@@ -149,8 +153,8 @@ fn run_compare(args: &CompareArgs, out: &mut dyn Write, errors: &mut dyn Write) 
         }
     };
     let text = match args.json {
-        true => report::comparison_json(&comparison),
-        false => report::comparison_text(&comparison),
+        true => comparison_json(&comparison),
+        false => comparison_text(&comparison),
     };
     let verdict = if comparison.passed() { exit::OK } else { exit::DIFFERENT };
     finish(writeln!(out, "{text}"), verdict)

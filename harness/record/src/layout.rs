@@ -73,7 +73,12 @@ impl RunDir {
         for entry in entries {
             let name = entry?.file_name();
             let rank = name.to_str().and_then(|name| name.strip_prefix("rank-")?.strip_suffix(".json"));
-            ranks.extend(rank.and_then(|rank| rank.parse::<usize>().ok()));
+            // Only the spelling that the trainer uses: `rank-1.json` would be a second file of rank 1.
+            let is_its_file =
+                |rank: &u32| self.rank_trace(*rank as usize).file_name() == Some(name.as_os_str());
+            ranks.extend(
+                rank.and_then(|rank| rank.parse().ok()).filter(is_its_file).map(|rank| rank as usize),
+            );
         }
         ranks.sort_unstable();
         Ok(ranks)

@@ -24,6 +24,7 @@ mod capture;
 mod checkpoint;
 mod digest;
 pub mod exit;
+mod files;
 mod flight;
 mod jsonl;
 mod layout;
@@ -36,9 +37,10 @@ pub use capture::{
     CaptureGroup, CaptureManifest, CapturedBucket, CapturedMicroBatch, CapturedSlot, CapturedTensor,
 };
 pub use checkpoint::{CheckpointFile, CheckpointManifest, Piece, TensorEntry, TrainingState};
-pub use digest::{BLOCK_BYTES, BLOCK_ELEMENTS, Digest, block_digests, tensor_digest};
+pub use digest::{BLOCK_BYTES, BLOCK_ELEMENTS, Digest, TensorDigester, block_digests, tensor_digest};
+pub use files::{open_plain_file, refuse_link};
 pub use flight::{Channel, FLIGHT_LINES_MAX, FlightLine, FlightState};
-pub use jsonl::{Lines, RecordError, read_json, read_lines};
+pub use jsonl::{Lines, RecordError, read_json, read_lines, read_named_lines};
 pub use layout::RunDir;
 pub use manifest::{DataInfo, Ended, Manifest, ModelInfo, Outcome, Program, RankInfo, Segment, TensorInfo};
 pub use real::Real;

@@ -136,7 +136,7 @@ pub fn rank_ranges(ranks: impl IntoIterator<Item = u32>) -> Vec<RankRange> {
     let mut ranges: Vec<RankRange> = Vec::new();
     for rank in ranks {
         match ranges.last_mut() {
-            Some((_, last)) if *last + 1 == rank => *last = rank,
+            Some((_, last)) if last.checked_add(1) == Some(rank) => *last = rank,
             _ => ranges.push((rank, rank)),
         }
     }

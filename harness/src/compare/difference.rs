@@ -217,19 +217,48 @@ impl Check {
 
     /// Counts a pair that agreed to the bit.
     pub fn agree(&mut self) {
-        self.compared += 1;
-        if self.verdict == Verdict::NotCompared {
+        self.agree_times(1);
+    }
+
+    /// Counts so many pairs that agreed to the bit.
+    pub fn agree_times(&mut self, pairs: u64) {
+        self.compared += pairs;
+        if self.verdict == Verdict::NotCompared && pairs > 0 {
             self.verdict = Verdict::Equal;
         }
     }
 
-    pub fn differ(&mut self, difference: Difference) {
+    /// Counts a difference beside an earlier one of the same event.
+    pub fn differ_too(&mut self) {
         self.compared += 1;
         self.differences += 1;
         self.verdict = Verdict::Different;
+    }
+
+    pub fn differ(&mut self, difference: Difference) {
+        self.differ_too();
         if self.first.as_ref().is_none_or(|first| difference.place.order() < first.place.order()) {
             self.first = Some(difference);
         }
+    }
+
+    /// Adds what another check of the same kind found in later values.
+    pub fn absorb(&mut self, later: Self) {
+        self.compared += later.compared;
+        self.differences += later.differences;
+        self.worst.absorb(&later.worst);
+        self.verdict = match (self.verdict, later.verdict) {
+            (Verdict::NotCompared, verdict) | (verdict, Verdict::NotCompared) => verdict,
+            (Verdict::Different, _) | (_, Verdict::Different) => Verdict::Different,
+            (Verdict::Within, _) | (_, Verdict::Within) => Verdict::Within,
+            (Verdict::Equal, Verdict::Equal) => Verdict::Equal,
+        };
+        if let Some(found) = later.first
+            && self.first.as_ref().is_none_or(|first| found.place.order() < first.place.order())
+        {
+            self.first = Some(found);
+        }
+        self.note = self.note.take().or(later.note);
     }
 
     /// Compares two things that have no distance: they agree or they do not.
@@ -243,9 +272,23 @@ impl Check {
             return self.agree();
         }
         self.worst.note(golden, candidate);
-        if !mode.accepts(golden, candidate) {
-            return self.differ(Difference::new(place(), Value::Scalar(golden), Value::Scalar(candidate)));
+        match mode.accepts(golden, candidate) {
+            true => self.within(),
+            false => self.differ(Difference::new(place(), Value::Scalar(golden), Value::Scalar(candidate))),
         }
+    }
+
+    /// [`Check::scalars`] beside an earlier difference of the same event: tensors differ by the million, and only the
+    /// first needs a place.
+    pub fn scalars_too(&mut self, mode: Mode, golden: Scalar, candidate: Scalar) {
+        self.worst.note(golden, candidate);
+        match mode.accepts(golden, candidate) {
+            true => self.within(),
+            false => self.differ_too(),
+        }
+    }
+
+    fn within(&mut self) {
         self.compared += 1;
         if self.verdict != Verdict::Different {
             self.verdict = Verdict::Within;
@@ -277,6 +320,22 @@ mod tests {
         check.differ(differ(4, Event::Data));
         assert_eq!(check.first, Some(differ(3, Event::ReducedGradient)));
         assert!(Place::run("seed").order() < Place::at(0, Event::Data, "").order());
+    }
+
+    #[test]
+    fn checks_of_parts_make_the_check_of_the_whole() {
+        let differ =
+            |step| Difference::new(Place::at(step, Event::Forward, "w"), Value::text(1), Value::text(2));
+        let (mut whole, mut parts) = (Check::new("x"), [Check::new("x"), Check::new("x"), Check::new("x")]);
+        for (part, step) in [(0, 4), (2, 3), (2, 5)] {
+            parts[part].differ(differ(step));
+            whole.differ(differ(step));
+        }
+        parts[1].agree();
+        whole.agree();
+        let mut joined = Check::new("x");
+        parts.into_iter().for_each(|part| joined.absorb(part));
+        assert_eq!(joined, whole);
     }
 
     #[test]

@@ -6,19 +6,19 @@ use lockstep_record::{Digest, DigestLine, Phase};
 
 use super::CompareError;
 use super::difference::{Check, Difference, Event, Place, rank_text};
-use super::join::{Join, Pair, by_step};
+use super::join::{Group, Join, Pair};
 use super::values::{Format, Mode, Value};
 
 /// The steps' digests are compared where both runs have them; in tolerance mode their norms are.
 /// `worlds` tell how many ranks were at work in a step.
 pub fn compare_digests<W: Fn(u64) -> Option<u32>>(
-    golden: impl Iterator<Item = Result<DigestLine, CompareError>>,
-    candidate: impl Iterator<Item = Result<DigestLine, CompareError>>,
+    golden: impl Iterator<Item = Result<Group<DigestLine>, CompareError>>,
+    candidate: impl Iterator<Item = Result<Group<DigestLine>, CompareError>>,
     mode: Mode,
     worlds: [W; 2],
 ) -> Result<Vec<Check>, CompareError> {
     let mut checks = Checks::new(mode);
-    for pair in Join::new(by_step(golden), by_step(candidate)) {
+    for pair in Join::new(golden, candidate) {
         let Pair { step, golden, candidate } = pair?;
         let [left, right] = [golden, candidate].map(|group| group.map(|group| Tensors::new(group.lines)));
         for (tensors, (check, world)) in
@@ -222,7 +222,8 @@ fn compare_key(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::{Verdict, join::in_order};
+    use crate::compare::Verdict;
+    use crate::compare::join::{by_step, in_order};
     use lockstep_record::Real;
 
     fn line(step: u64, tensor: &str, value: u128, ranks: (u32, u32)) -> DigestLine {
@@ -239,7 +240,9 @@ mod tests {
     }
 
     fn run(golden: Vec<DigestLine>, candidate: Vec<DigestLine>, mode: Mode, world: u32) -> Vec<Check> {
-        let stream = |lines: Vec<DigestLine>| in_order("digests.jsonl".into(), lines.into_iter().map(Ok));
+        let stream = |lines: Vec<DigestLine>| {
+            by_step("digests.jsonl".into(), in_order("digests.jsonl".into(), lines.into_iter().map(Ok)))
+        };
         let worlds = [1, world].map(|world| move |_| Some(world));
         compare_digests(stream(golden), stream(candidate), mode, worlds).unwrap()
     }

@@ -4,6 +4,7 @@ mod checkpoint;
 mod config;
 mod difference;
 mod digests;
+mod elements;
 mod join;
 mod steps;
 mod tensors;
@@ -11,14 +12,14 @@ mod values;
 
 use std::path::{Path, PathBuf};
 
-use lockstep_record::{Manifest, RecordError, RunDir, read_json, read_lines};
+use lockstep_record::{Manifest, RecordError, RunDir, open_plain_file, read_json, read_lines};
 use serde::Serialize;
 
 pub use checkpoint::compare_checkpoints;
 pub use config::compare_manifests;
 pub use difference::{Check, Difference, Event, Place, Verdict, rank_text};
 pub use digests::compare_digests;
-pub use join::{Join, Stepped, in_order};
+pub use join::{Join, Stepped, by_step, in_order};
 pub use steps::{compare_metrics, compare_samples};
 pub(crate) use tensors::dtype;
 pub use tensors::{Checkpoint, TensorStream, open_plain_file};
@@ -89,7 +90,8 @@ pub struct Run {
 impl Run {
     pub fn open(path: &Path) -> Result<Self, CompareError> {
         let dir = RunDir::new(path);
-        if !dir.manifest().exists() {
+        // A link is there, and is refused by name below.
+        if dir.manifest().symlink_metadata().is_err() {
             return Err(CompareError::NotARun(path.to_owned()));
         }
         let manifest = read_manifest(&dir.manifest())?;
@@ -111,7 +113,7 @@ impl Run {
 
 /// Reads a manifest, after making sure that it is a plain file of sane size.
 pub(crate) fn read_manifest<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, CompareError> {
-    let bytes = plain_file_bytes(path)?;
+    let (_, bytes) = open_plain_file(path)?;
     if bytes > MANIFEST_BYTES_MAX {
         let problem = format!("{bytes} bytes are too many for a manifest (at most {MANIFEST_BYTES_MAX})");
         return Err(CompareError::malformed(path, problem));
@@ -119,22 +121,10 @@ pub(crate) fn read_manifest<T: serde::de::DeserializeOwned>(path: &Path) -> Resu
     Ok(read_json(path)?)
 }
 
-/// Size of a plain file. Anything else (a pipe, a device) could block for ever or never end.
-fn plain_file_bytes(path: &Path) -> Result<u64, CompareError> {
-    let metadata =
-        std::fs::metadata(path).map_err(|source| RecordError::Io { path: path.to_owned(), source })?;
-    if metadata.is_file() {
-        Ok(metadata.len())
-    } else {
-        Err(CompareError::malformed(path, "not a plain file"))
-    }
-}
-
 /// The lines of a file of the record, in constant memory.
 fn lines<T: serde::de::DeserializeOwned + Stepped>(
     path: &Path,
 ) -> Result<impl Iterator<Item = Result<T, CompareError>> + use<T>, CompareError> {
-    plain_file_bytes(path)?;
     Ok(in_order(path.to_owned(), read_lines(path)?))
 }
 
@@ -160,9 +150,11 @@ pub fn compare(golden: &Path, candidate: &Path, mode: Mode) -> Result<Comparison
     checks.extend(metrics.checks);
 
     let (left, right) = pair(RunDir::digests);
-    if left.exists() && right.exists() {
+    // A link that leads nowhere is there, too, and is refused by name.
+    if left.symlink_metadata().is_ok() && right.symlink_metadata().is_ok() {
         let worlds = [&golden, &candidate].map(|run| move |step| run.world_size_at(step));
-        checks.extend(compare_digests(lines(&left)?, lines(&right)?, mode, worlds)?);
+        let steps = |path: &Path| Ok::<_, CompareError>(by_step(path.to_owned(), lines(path)?));
+        checks.extend(compare_digests(steps(&left)?, steps(&right)?, mode, worlds)?);
     } else {
         notes.push(
             "one of the runs has no digests.jsonl: its steps were not compared tensor by tensor".into(),

@@ -211,6 +211,12 @@ pub struct Worst {
 }
 
 impl Worst {
+    pub fn absorb(&mut self, other: &Self) {
+        self.ulps = self.ulps.max(other.ulps);
+        self.absolute = self.absolute.max(other.absolute);
+        self.relative = self.relative.max(other.relative);
+    }
+
     pub fn note(&mut self, golden: Scalar, candidate: Scalar) {
         if golden == candidate {
             return;

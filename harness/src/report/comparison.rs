@@ -1,7 +1,9 @@
 //! One comparison, as text for a terminal and as JSON.
 
 use std::fmt::Write;
+use std::path::Path;
 
+use super::text::visible;
 use crate::compare::{Check, Comparison, Mode, Verdict};
 
 /// The comparison as JSON: the fields of [`Comparison`], and the verdict that follows from them.
@@ -19,8 +21,9 @@ pub fn comparison_json(comparison: &Comparison) -> String {
 pub fn comparison_text(comparison: &Comparison) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
-    let _ = writeln!(text, "golden     {}", comparison.golden.display());
-    let _ = writeln!(text, "candidate  {}", comparison.candidate.display());
+    let show = |path: &Path| visible(&path.display().to_string());
+    let _ = writeln!(text, "golden     {}", show(&comparison.golden));
+    let _ = writeln!(text, "candidate  {}", show(&comparison.candidate));
     let _ = writeln!(text, "mode       {}\n", comparison.mode);
     let _ = writeln!(
         text,
@@ -31,7 +34,7 @@ pub fn comparison_text(comparison: &Comparison) -> String {
         let _ = writeln!(text, "{}", row(check).trim_end());
     }
     for note in &comparison.notes {
-        let _ = writeln!(text, "\nnote: {note}");
+        let _ = writeln!(text, "\nnote: {}", visible(note));
     }
     let _ = write!(text, "\n{}", conclusion(comparison));
     text
@@ -39,7 +42,7 @@ pub fn comparison_text(comparison: &Comparison) -> String {
 
 fn row(check: &Check) -> String {
     let verdict = check.verdict.to_string();
-    let note = check.note.as_ref().map_or(String::new(), |note| format!("  {note}"));
+    let note = check.note.as_ref().map_or(String::new(), |note| format!("  {}", visible(note)));
     if check.verdict == Verdict::NotCompared {
         return format!("{:32} {verdict:17}{note}", check.name);
     }
@@ -57,7 +60,7 @@ pub fn ulps_text(ulps: u64) -> String {
 
 fn conclusion(comparison: &Comparison) -> String {
     if let Some(first) = comparison.first_difference() {
-        return format!("The runs differ. First difference:\n  {first}");
+        return format!("The runs differ. First difference:\n  {}", visible(&first.to_string()));
     }
     let steps = comparison.steps;
     let plural = if steps == 1 { "" } else { "s" };

@@ -15,7 +15,7 @@ use crate::compare::{Comparison, compare};
 use crate::launch::{
     Expected, Launch, LaunchRecord, Launcher, Places, check_world, complaint, probe, unix_s,
 };
-use crate::report::{Cell, Outcome, read_curve};
+use crate::report::{Cell, Outcome, read_curves};
 
 pub(super) struct Runner {
     pub trainer: PathBuf,
@@ -53,7 +53,8 @@ impl Runner {
             Err(Failure::CouldNotRun(reason)) => Outcome::CouldNotRun { reason },
         };
         cell.seconds = start.elapsed().as_secs_f64();
-        cell.curve = read_curve(&RunDir::new(&run_dir));
+        let golden = reference(case, finished).ok().flatten().map(RunDir::new);
+        cell.curves = read_curves(&RunDir::new(&run_dir), golden.as_ref());
         self.tidy(group, case, &cell);
         cell
     }
