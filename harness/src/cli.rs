@@ -1,5 +1,7 @@
 //! The command line: what was typed, and which exit code it ends with.
 
+mod bless;
+mod lint;
 mod predict;
 mod trace;
 
@@ -10,8 +12,9 @@ use clap::{Args, Parser, Subcommand};
 use lockstep_record::{RunDir, exit};
 
 use crate::bench::BenchArgs;
-use crate::compare::{CompareError, Mode, Tolerance, compare};
+use crate::compare::{CompareError, Mode, Tolerance, compare_families};
 use crate::flight::{self, FlightError};
+use crate::goldens::Families;
 use crate::report;
 use crate::tune::TuneArgs;
 use crate::verify::{self, Keep, Options};
@@ -31,6 +34,10 @@ pub struct Cli {
 enum Command {
     /// Compare two run directories and name the first difference.
     Compare(CompareArgs),
+    /// Look for what is wrong in one run by itself, without a golden run.
+    Lint(lint::LintArgs),
+    /// Store a run as a golden run, with what its bits depend on; or list those that are stored.
+    Bless(bless::BlessArgs),
     /// Run a plan of launches, compare each with its golden run, and report.
     Verify(VerifyArgs),
     /// Say where the ranks of a run that hung or broke part: who is missing, and what each was doing.
@@ -65,6 +72,9 @@ struct CompareArgs {
     /// See --rtol; each is 0 when only the other is given.
     #[arg(long, value_name = "A", value_parser = tolerance)]
     atol: Option<f64>,
+    /// Compare with a stored golden run of another family (processor, libraries, threads) all the same.
+    #[arg(long)]
+    any_family: bool,
     /// Print the comparison as JSON.
     #[arg(long)]
     json: bool,
@@ -120,6 +130,8 @@ impl Cli {
     pub fn run(self, out: &mut dyn Write, errors: &mut dyn Write) -> i32 {
         match self.command {
             Command::Compare(args) => run_compare(&args, out, errors),
+            Command::Lint(args) => args.run(out, errors),
+            Command::Bless(args) => args.run(out, errors),
             Command::Verify(args) => run_verify(args, out, errors),
             Command::Flight { run } => run_flight(run, out, errors),
             Command::Trace(args) => args.run(out, errors),
@@ -132,7 +144,8 @@ impl Cli {
 }
 
 fn run_compare(args: &CompareArgs, out: &mut dyn Write, errors: &mut dyn Write) -> i32 {
-    let comparison = match compare(&args.golden, &args.candidate, args.mode()) {
+    let families = if args.any_family { Families::Any } else { Families::Same };
+    let comparison = match compare_families(&args.golden, &args.candidate, args.mode(), families) {
         Ok(comparison) => comparison,
         Err(error) => {
             let _ = writeln!(errors, "error: {error}");

@@ -98,6 +98,11 @@ impl RunDir {
         self.flight().join(format!("rank-{rank:05}.jsonl"))
     }
 
+    /// The header of a run that was stored as a golden run.
+    pub fn golden_header(&self) -> PathBuf {
+        self.0.join("golden.json")
+    }
+
     pub fn report(&self) -> PathBuf {
         self.0.join("report")
     }

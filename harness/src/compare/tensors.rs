@@ -25,7 +25,7 @@ struct HeaderEntry {
 }
 
 /// Bytes of one element, and its format if it is a floating-point one. None for a dtype without whole bytes.
-pub(super) fn dtype(name: &str) -> Option<(usize, Option<Format>)> {
+pub(crate) fn dtype(name: &str) -> Option<(usize, Option<Format>)> {
     Some(match name {
         "F64" => (8, Some(Format::F64)),
         "F32" => (4, Some(Format::F32)),
@@ -52,6 +52,13 @@ pub fn open_plain_file(path: &Path) -> Result<(File, u64), CompareError> {
         return Err(CompareError::malformed(path, "not a plain file"));
     }
     Ok((file, metadata.len()))
+}
+
+/// BLAKE3 of what is read, hexadecimal.
+pub fn blake3_of(file: impl std::io::Read) -> std::io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(file)?;
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 /// A safetensors file whose header has been read, and nothing else.
