@@ -28,14 +28,16 @@ fn right_runs_have_no_finding() {
         launch(ranks, strategy).run(folder.path()).ok();
         let report = report(folder.path());
         assert!(report.findings.is_empty(), "{ranks} {strategy}: {:#?}", report.findings);
-        let idle: Vec<_> = report.checks.iter().filter(|check| check.facts == 0).map(|check| check.name).collect();
+        let idle: Vec<_> =
+            report.checks.iter().filter(|check| check.facts == 0).map(|check| check.name).collect();
         assert_eq!(idle, ["norm-scale", "schedule"], "{ranks} {strategy}");
     }
 }
 
 #[test]
 fn right_resumes_have_no_finding() {
-    for (first, then) in [((2, "ddp"), (2, "ddp")), ((1, "single"), (3, "zero1")), ((3, "zero1"), (2, "ddp"))] {
+    for (first, then) in [((2, "ddp"), (2, "ddp")), ((1, "single"), (3, "zero1")), ((3, "zero1"), (2, "ddp"))]
+    {
         let folder = tempfile::tempdir().unwrap();
         launch(first.0, first.1).stop_after(5).run(folder.path()).ok();
         launch(then.0, then.1).resume().run(folder.path()).ok();
@@ -85,8 +87,18 @@ mod planted {
 
     #[test]
     fn each_bug_is_found_by_its_check() {
-        check("dropout-by-rank", "ddp", "dropout-masks", "step 1, micro-batch 1, rank 0: its dropout masks are those of micro-batch 0");
-        check("one-ranks-parameter", "ddp", "replicas", "step 2, wte.weight, rank 1: parameters: not the bits that rank 0 holds");
+        check(
+            "dropout-by-rank",
+            "ddp",
+            "dropout-masks",
+            "step 1, micro-batch 1, rank 0: its dropout masks are those of micro-batch 0",
+        );
+        check(
+            "one-ranks-parameter",
+            "ddp",
+            "replicas",
+            "step 2, wte.weight, rank 1: parameters: not the bits that rank 0 holds",
+        );
         check("one-sample-id", "ddp", "epochs", ", rank ");
         check("norm-by-shard", "zero1", "gradient-norm", "metrics.jsonl:1: step 1: gradient_norm is ");
     }

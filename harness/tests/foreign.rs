@@ -178,7 +178,9 @@ fn example(modules: &str, name: &str, equal: &[&str], bug: &str, found: &str, li
     let (code, text) = stand.compare("two", equal);
     assert_eq!(code, 0, "{text}");
     // All that there is was compared.
-    for check in ["sample ids", "losses", "gradient norms", "checkpoint parameters", "checkpoint optimizer state"] {
+    for check in
+        ["sample ids", "losses", "gradient norms", "checkpoint parameters", "checkpoint optimizer state"]
+    {
         let row = text.lines().find(|line| line.starts_with(check)).unwrap();
         assert!(row.contains("equal") || row.contains("within"), "{row}");
     }
@@ -201,12 +203,26 @@ const TORCH: &str = "torch, numpy, xxhash, blake3, safetensors";
 
 #[test]
 fn pytorch_ddp() {
-    example(TORCH, "ddp", EXACT, "no_all_reduce", "First difference:\n  step 1, reduced gradient, 0.weight", Some("replicas"));
+    example(
+        TORCH,
+        "ddp",
+        EXACT,
+        "no_all_reduce",
+        "First difference:\n  step 1, reduced gradient, 0.weight",
+        Some("replicas"),
+    );
 }
 
 #[test]
 fn torch_zero_redundancy_optimizer() {
-    example(TORCH, "zero_redundancy", EXACT, "no_broadcast", "First difference:\n  step 1, parameters, ", Some("replicas"));
+    example(
+        TORCH,
+        "zero_redundancy",
+        EXACT,
+        "no_broadcast",
+        "First difference:\n  step 1, parameters, ",
+        Some("replicas"),
+    );
 }
 
 #[test]
@@ -220,6 +236,12 @@ fn deepspeed_zero1() {
 fn torch_fully_shard() {
     let found = "First difference:\n  step 1, reduced gradient, ";
     example(TORCH, "fully_shard", EXACT, "no_reduce_scatter", found, None);
+}
+
+#[test]
+fn torch_fully_sharded_data_parallel() {
+    let found = "First difference:\n  step 1, reduced gradient, ";
+    example(TORCH, "fsdp", EXACT, "no_reduce_scatter", found, None);
 }
 
 /// With three ranks, or more micro-batches than ranks, sums have another order: close, and not the same bits.
@@ -255,7 +277,10 @@ fn lint_needs_no_golden_run() {
     stand.train("samples", "same_samples", "ddp", 2, &["--micro-batches", "2"]);
     let (code, text) = stand.lint("samples");
     assert_eq!(code, 100, "{text}");
-    assert!(text.contains("error samples: samples.jsonl:1: step 1, micro-batch 1, rank 1: sample "), "{text}");
+    assert!(
+        text.contains("error samples: samples.jsonl:1: step 1, micro-batch 1, rank 1: sample "),
+        "{text}"
+    );
     let dropout = ["--micro-batches", "2", "--dropout", "0.2"];
     stand.train("masks", "same_masks", "ddp", 2, &dropout);
     let (code, text) = stand.lint("masks");
@@ -294,7 +319,12 @@ fn the_module_installs() {
     let layer = run(Command::new(&python).args(["-c", packages]));
     std::fs::write(Path::new(&site).join("layer.pth"), layer).unwrap();
     let offline = ["--no-index", "--no-deps", "--no-build-isolation"];
-    run(Command::new(&python).args(["-m", "pip", "--python"]).arg(&inside).arg("install").args(offline).arg(&source));
+    run(Command::new(&python)
+        .args(["-m", "pip", "--python"])
+        .arg(&inside)
+        .arg("install")
+        .args(offline)
+        .arg(&source));
     let import = "import lockstep_record as r; print(r.__file__, r.Recorder.__name__)";
     let found = run(Command::new(&inside).args(["-c", import]).current_dir(folder.path()));
     assert!(found.starts_with(&site) && found.ends_with("Recorder"), "{found}");

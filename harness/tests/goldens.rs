@@ -169,7 +169,10 @@ fn a_processor_that_is_not_known_is_said() {
     assert_eq!(stand.bless(&["--replace"]).0, 0);
     let (code, out, _) = stand.compare(&run(2), &[]);
     assert_eq!(code, 0, "{out}");
-    assert!(out.contains("revision 2 of 20") && out.contains("does not say which processor it was made on"), "{out}");
+    assert!(
+        out.contains("revision 2 of 20") && out.contains("does not say which processor it was made on"),
+        "{out}"
+    );
 }
 
 #[test]
@@ -177,7 +180,11 @@ fn a_golden_run_is_replaced_on_demand_and_counts_on() {
     let stand = Stand::new();
     let (code, _, errors) = stand.bless(&[]);
     assert_eq!(code, 2);
-    assert!(errors.contains("holds golden run demo, revision 1") && errors.contains("--replace to store revision 2"), "{errors}");
+    assert!(
+        errors.contains("holds golden run demo, revision 1")
+            && errors.contains("--replace to store revision 2"),
+        "{errors}"
+    );
     for revision in [2, 3] {
         let (code, out, _) = stand.bless(&["--replace", "--note", "again"]);
         assert_eq!(code, 0);
@@ -186,10 +193,14 @@ fn a_golden_run_is_replaced_on_demand_and_counts_on() {
     let header: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(stand.golden().golden_header()).unwrap()).unwrap();
     let earlier = header["earlier"].as_array().unwrap();
-    assert_eq!((earlier.len(), &earlier[0]["note"], &earlier[1]["note"]), (2, &"the first".into(), &"again".into()));
+    assert_eq!(
+        (earlier.len(), &earlier[0]["note"], &earlier[1]["note"]),
+        (2, &"the first".into(), &"again".into())
+    );
     assert_eq!(header["steps"], STEPS);
     // Nothing is left beside it.
-    let names: Vec<_> = std::fs::read_dir(stand.path("goldens")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let names: Vec<_> =
+        std::fs::read_dir(stand.path("goldens")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names, ["demo"]);
     let (code, out) = stand.list();
     assert_eq!(code, 0, "{out}");
@@ -262,11 +273,27 @@ fn a_damaged_golden_run_is_never_compared_with() {
         std::fs::write(path, bytes).unwrap();
     };
     refused(|run| flip(run.metrics()), "metrics.jsonl: is not what was stored: restore it");
-    refused(|run| flip(run.checkpoint(STEPS).join("shard-00000-of-00001.safetensors")), "safetensors: is not what was stored");
-    refused(|run| std::fs::write(run.digests(), "").unwrap(), "digests.jsonl: has 0 bytes, but was stored with");
+    refused(
+        |run| flip(run.checkpoint(STEPS).join("shard-00000-of-00001.safetensors")),
+        "safetensors: is not what was stored",
+    );
+    refused(
+        |run| std::fs::write(run.digests(), "").unwrap(),
+        "digests.jsonl: has 0 bytes, but was stored with",
+    );
     refused(|run| std::fs::remove_file(run.samples()).unwrap(), "samples.jsonl");
-    refused(|run| std::fs::write(run.metrics_csv(), "x").unwrap(), "metrics.csv: is not in the header's list");
-    refused(|run| std::fs::create_dir_all(run.checkpoint(4)).map(|()| std::fs::write(run.checkpoint(4).join("manifest.json"), "{}").unwrap()).unwrap(), "is not in the header's list");
+    refused(
+        |run| std::fs::write(run.metrics_csv(), "x").unwrap(),
+        "metrics.csv: is not in the header's list",
+    );
+    refused(
+        |run| {
+            std::fs::create_dir_all(run.checkpoint(4))
+                .map(|()| std::fs::write(run.checkpoint(4).join("manifest.json"), "{}").unwrap())
+                .unwrap()
+        },
+        "is not in the header's list",
+    );
     refused(
         |run| {
             let real = run.path().with_file_name("elsewhere");
@@ -290,15 +317,28 @@ fn a_hostile_header_is_refused() {
     refused(|run| std::fs::write(run.golden_header(), "{").unwrap(), "golden.json: EOF");
     refused(header(|tree| tree["golden_version"] = 2.into()), "golden_version 2 is newer than 1");
     refused(header(|tree| tree["files"] = serde_json::json!([])), "golden.json: does not list");
-    for path in ["../run/metrics.jsonl", "/etc/passwd", "a/../metrics.jsonl", "./metrics.jsonl", "", "a/b/c/d", "metrics.jsonl/"] {
-        refused(header(|tree| tree["files"][0]["path"] = path.into()), "is not a plain path inside the golden run");
+    for path in [
+        "../run/metrics.jsonl",
+        "/etc/passwd",
+        "a/../metrics.jsonl",
+        "./metrics.jsonl",
+        "",
+        "a/b/c/d",
+        "metrics.jsonl/",
+    ] {
+        refused(
+            header(|tree| tree["files"][0]["path"] = path.into()),
+            "is not a plain path inside the golden run",
+        );
     }
     refused(header(|tree| tree["files"][0]["bytes"] = (-1).into()), "golden.json: ");
     refused(header(|tree| tree["family"] = "x".into()), "golden.json: ");
     refused(
         |run| {
             std::fs::remove_file(run.golden_header()).unwrap();
-            assert!(std::process::Command::new("mkfifo").arg(run.golden_header()).status().unwrap().success());
+            assert!(
+                std::process::Command::new("mkfifo").arg(run.golden_header()).status().unwrap().success()
+            );
         },
         "golden.json: not a plain file",
     );

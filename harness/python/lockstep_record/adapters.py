@@ -79,6 +79,10 @@ class Whole:
     def optimizer_name(self):
         return type(self.optimizer).__name__.lower()
 
+    def shapes(self):
+        """(name, whole shape, dtype), in the model's order."""
+        return [(name, list(parameter.shape), parameter.dtype) for name, parameter in self.named]
+
     def parameters(self):
         for name, parameter in self.named:
             yield name, whole(parameter.detach())
@@ -154,6 +158,9 @@ class Fsdp1(Whole):
         super().__init__(model, optimizer)
         self.sharded = dict.fromkeys(self.sharded, True)
         self.strategy = "fsdp"
+
+    def shapes(self):
+        return [(name, list(parameter.shape), parameter.dtype) for name, parameter in self.parameters()]
 
     def parameters(self):
         with self._summoned():

@@ -154,15 +154,15 @@ class Recorder:
             "ranks": ranks,
         }
         tensors = [
-            {"name": name, "shape": list(parameter.shape), "dtype": DTYPES[str(parameter.dtype).removeprefix("torch.")]}
-            for name, parameter in self.adapter.named
+            {"name": name, "shape": shape, "dtype": DTYPES[str(dtype).removeprefix("torch.")]}
+            for name, shape, dtype in self.adapter.shapes()
         ]
         config = json.loads(json.dumps(config, default=str))
         return self.facts | {
             "record_version": RECORD_VERSION,
             "program": {"name": "pytorch", "version": torch.__version__, "git_commit": torch.version.git_version or "unknown"},
             "config": config | {"parallel": config.get("parallel", {}) | {"strategy": strategy}},
-            "model": {"parameters": sum(parameter.numel() for _, parameter in self.adapter.named), "tensors": tensors},
+            "model": {"parameters": sum(math.prod(tensor["shape"]) for tensor in tensors), "tensors": tensors},
             "segments": [segment],
         }
 

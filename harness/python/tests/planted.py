@@ -33,11 +33,11 @@ def no_reduction():
 
 
 def no_reduce_scatter():
-    """`fully_shard` never exchanges gradients: each shard has its own rank's."""
+    """FSDP never exchanges gradients: each shard has its own rank's."""
     import torch.distributed as dist
 
-    def keep_own(output, source, *_, **__):
-        output.copy_(source.chunk(dist.get_world_size())[dist.get_rank()].view_as(output))
+    def keep_own(output, input, **_):
+        output.copy_(input.chunk(dist.get_world_size())[dist.get_rank()].view_as(output))
 
     # Its name in PyTorch 2.13, and before.
     dist.reduce_scatter_single = dist.reduce_scatter_tensor = keep_own

@@ -28,7 +28,11 @@ impl LintArgs {
             Ok(report) => report,
             Err(error) => {
                 let _ = writeln!(errors, "error: {error}");
-                return if matches!(error, CompareError::NotARun(_)) { exit::USAGE } else { exit::CASE_FAILED };
+                return if matches!(error, CompareError::NotARun(_)) {
+                    exit::USAGE
+                } else {
+                    exit::CASE_FAILED
+                };
             }
         };
         let text = match self.json {
@@ -38,7 +42,11 @@ impl LintArgs {
         let worst = if self.strict { Severity::Warning } else { Severity::Error };
         let verdict = match report.count(worst) {
             0 if !report.knows_steps() => {
-                let _ = writeln!(errors, "error: {}: no step was recorded, so nothing is known", self.run.display());
+                let _ = writeln!(
+                    errors,
+                    "error: {}: no step was recorded, so nothing is known",
+                    self.run.display()
+                );
                 exit::CASE_FAILED
             }
             0 => exit::OK,

@@ -96,7 +96,10 @@ pub fn bless(blessing: &Blessing) -> Result<Header, BlessError> {
 
 fn name_of(into: &Path) -> Result<String, BlessError> {
     let fail = |problem: String| BlessError::Name { path: into.to_owned(), problem };
-    let name = into.file_name().and_then(|name| name.to_str()).ok_or_else(|| fail("needs a folder's name at its end".into()))?;
+    let name = into
+        .file_name()
+        .and_then(|name| name.to_str())
+        .ok_or_else(|| fail("needs a folder's name at its end".into()))?;
     check_name(name).map_err(fail)?;
     Ok(name.to_owned())
 }
@@ -127,13 +130,21 @@ fn predecessor(into: &Path, replace: bool) -> Result<Option<Header>, BlessError>
     match Header::read(&RunDir::new(into))? {
         None => Err(BlessError::Occupied(into.to_owned())),
         Some(header) if replace => Ok(Some(header)),
-        Some(header) => {
-            Err(BlessError::Exists { path: into.to_owned(), title: header.title(), revision: header.revision })
-        }
+        Some(header) => Err(BlessError::Exists {
+            path: into.to_owned(),
+            title: header.title(),
+            revision: header.revision,
+        }),
     }
 }
 
-fn header(stored: &Run, name: &str, note: Option<String>, files: Vec<StoredFile>, earlier: Option<Header>) -> Header {
+fn header(
+    stored: &Run,
+    name: &str,
+    note: Option<String>,
+    files: Vec<StoredFile>,
+    earlier: Option<Header>,
+) -> Header {
     let manifest = &stored.manifest;
     Header {
         golden_version: GOLDEN_VERSION,
@@ -143,7 +154,12 @@ fn header(stored: &Run, name: &str, note: Option<String>, files: Vec<StoredFile>
         note,
         program: manifest.program.clone(),
         seed: manifest.seed,
-        steps: manifest.segments.iter().rev().find_map(|segment| segment.ended.as_ref()).map_or(0, |ended| ended.step),
+        steps: manifest
+            .segments
+            .iter()
+            .rev()
+            .find_map(|segment| segment.ended.as_ref())
+            .map_or(0, |ended| ended.step),
         config_digest: config_digest(&manifest.config),
         family: Family::of(manifest),
         files,
@@ -197,7 +213,11 @@ fn copy_file(from: &Path, to: &Path, inside: &Path) -> Result<StoredFile, BlessE
         bytes += read as u64;
     }
     target.sync_all().map_err(BlessError::io(to))?;
-    Ok(StoredFile { path: inside.to_string_lossy().into_owned(), bytes, blake3: hasher.finalize().to_hex().to_string() })
+    Ok(StoredFile {
+        path: inside.to_string_lossy().into_owned(),
+        bytes,
+        blake3: hasher.finalize().to_hex().to_string(),
+    })
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {

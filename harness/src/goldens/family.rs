@@ -60,13 +60,18 @@ impl Family {
                 differences.push(FamilyDifference { field: field.to_owned(), golden, candidate });
             }
         };
-        if !self.processors.is_empty() && !candidate.processors.is_empty() && self.models() != candidate.models() {
+        if !self.processors.is_empty()
+            && !candidate.processors.is_empty()
+            && self.models() != candidate.models()
+        {
             compare("processor", names(&self.processors), names(&candidate.processors));
         }
         compare("cpu_capability", list(&self.cpu_capability), list(&candidate.cpu_capability));
         compare("threads_per_rank", list(&self.threads_per_rank), list(&candidate.threads_per_rank));
         for library in LIBRARIES {
-            if let (Some(golden), Some(candidate)) = (self.versions.get(library), candidate.versions.get(library)) {
+            if let (Some(golden), Some(candidate)) =
+                (self.versions.get(library), candidate.versions.get(library))
+            {
                 compare(library, list(golden), list(candidate));
             }
         }
@@ -80,7 +85,10 @@ impl Family {
     /// Names are for people: a vendor may sell one model under several.
     fn models(&self) -> BTreeSet<(String, &str, &str, &str)> {
         let model = |processor: &Processor| processor.kind.to_string();
-        self.processors.iter().map(|p| (model(p), p.vendor.as_str(), p.family.as_str(), p.model.as_str())).collect()
+        self.processors
+            .iter()
+            .map(|p| (model(p), p.vendor.as_str(), p.family.as_str(), p.model.as_str()))
+            .collect()
     }
 
     /// In a few words, for a table.
@@ -141,10 +149,7 @@ mod tests {
         other.versions.insert("libtorch".into(), ["2.14.0".to_owned()].into());
         other.versions.insert("MKL_CBWR".into(), ["COMPATIBLE".to_owned()].into());
         assert_eq!(fields(&golden, &other), ["cpu_capability", "threads_per_rank", "libtorch", "MKL_CBWR"]);
-        assert_eq!(
-            golden.differences(&other)[3].to_string(),
-            "MKL_CBWR unset, the candidate's COMPATIBLE"
-        );
+        assert_eq!(golden.differences(&other)[3].to_string(), "MKL_CBWR unset, the candidate's COMPATIBLE");
     }
 
     #[test]

@@ -77,7 +77,9 @@ impl Header {
             serde_json::from_str(&text).map_err(|error| CompareError::malformed(&path, error))?;
         let version = tree.get("golden_version").and_then(serde_json::Value::as_u64).unwrap_or_default();
         if version > u64::from(GOLDEN_VERSION) {
-            let problem = format!("golden_version {version} is newer than {GOLDEN_VERSION}, the newest that this program reads");
+            let problem = format!(
+                "golden_version {version} is newer than {GOLDEN_VERSION}, the newest that this program reads"
+            );
             return Err(CompareError::malformed(&path, problem));
         }
         serde_json::from_value(tree).map(Some).map_err(|error| CompareError::malformed(&path, error))
@@ -112,7 +114,10 @@ impl Header {
         }
         for needed in [run.manifest(), run.metrics(), run.samples()] {
             if !listed.contains(&needed) {
-                return Err(CompareError::malformed(&run.golden_header(), format!("does not list {}", needed.display())));
+                return Err(CompareError::malformed(
+                    &run.golden_header(),
+                    format!("does not list {}", needed.display()),
+                ));
             }
         }
         listed.insert(run.golden_header());
@@ -168,7 +173,11 @@ fn check_file(path: &Path, stored: &StoredFile) -> Result<(), CompareError> {
 }
 
 /// A file that is not listed, or a link to a folder.
-fn stranger(folder: &Path, listed: &BTreeSet<PathBuf>, depth: usize) -> Result<Option<PathBuf>, CompareError> {
+fn stranger(
+    folder: &Path,
+    listed: &BTreeSet<PathBuf>,
+    depth: usize,
+) -> Result<Option<PathBuf>, CompareError> {
     let io = |source| RecordError::Io { path: folder.to_owned(), source };
     for entry in std::fs::read_dir(folder).map_err(io)? {
         let path = entry.map_err(io)?.path();

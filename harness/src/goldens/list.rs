@@ -59,7 +59,8 @@ pub fn list_text(entries: &[Entry]) -> String {
         let short = |text: &str| text.chars().take(SHORT).collect::<String>();
         let _ = match &entry.header {
             Some(header) => {
-                let threads: Vec<String> = header.family.threads_per_rank.iter().map(u32::to_string).collect();
+                let threads: Vec<String> =
+                    header.family.threads_per_rank.iter().map(u32::to_string).collect();
                 writeln!(
                     text,
                     "{:20} {:>8} {:10} {:>6} {:14} {:14} {:>7}  {}",

@@ -28,7 +28,12 @@ pub enum Families {
 
 /// Checks a golden run that has a header, and says what is to be known about the comparison. Nothing to do for one that is a
 /// plain run directory.
-pub fn admit(golden: &Run, candidate: &Run, mode: Mode, families: Families) -> Result<Vec<String>, CompareError> {
+pub fn admit(
+    golden: &Run,
+    candidate: &Run,
+    mode: Mode,
+    families: Families,
+) -> Result<Vec<String>, CompareError> {
     if let Some(header) = Header::read(&candidate.dir)? {
         header.check_files(&candidate.dir)?;
     }

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use lockstep_record::{BLOCK_ELEMENTS, CheckpointFile, RecordError, TensorEntry, block_digests, tensor_digest};
+use lockstep_record::{
+    BLOCK_ELEMENTS, CheckpointFile, RecordError, TensorEntry, block_digests, tensor_digest,
+};
 
 use super::facts::Context;
 use super::finding::{Finding, Looked};
@@ -14,7 +16,10 @@ const WINDOW_ELEMENTS: usize = 256 * BLOCK_ELEMENTS;
 
 /// Reads every checkpoint of the run; what is wrong with one is a finding, never an error.
 pub fn look(run: &Run, history: &History, mut add: impl FnMut(Looked)) -> Result<(), CompareError> {
-    let steps = run.dir.checkpoint_steps().map_err(|source| RecordError::Io { path: run.dir.checkpoints(), source })?;
+    let steps = run
+        .dir
+        .checkpoint_steps()
+        .map_err(|source| RecordError::Io { path: run.dir.checkpoints(), source })?;
     let context = Context::new(&run.manifest);
     for step in steps {
         let folder = run.dir.checkpoint(step);
@@ -58,13 +63,16 @@ fn look_at(place: Place, mut checkpoint: Checkpoint, context: &Context, history:
         };
         looked.holds(found == tensor.digest, || {
             let file = tensor.pieces.first().map_or("manifest.json", |piece| piece.file.as_str());
-            let message = format!("its elements have the digest {found}; the manifest says {}", tensor.digest);
+            let message =
+                format!("its elements have the digest {found}; the manifest says {}", tensor.digest);
             place.finding(file, message).of(&tensor.name)
         });
         if let Some(recorded) = history.digest(place.step, &tensor.name) {
             looked.holds(recorded == tensor.digest, || {
-                let message =
-                    format!("saved with the digest {}; digests.jsonl has {recorded} after that step", tensor.digest);
+                let message = format!(
+                    "saved with the digest {}; digests.jsonl has {recorded} after that step",
+                    tensor.digest
+                );
                 place.finding("manifest.json", message).of(&tensor.name)
             });
         }
@@ -106,7 +114,9 @@ fn whole_file(place: &Place, listed: &CheckpointFile) -> Option<Finding> {
     }
     let problem = match open_plain_file(&place.folder.join(&listed.name)) {
         Err(error) => error.to_string(),
-        Ok((_, bytes)) if bytes != listed.bytes => format!("has {bytes} bytes, but its manifest says {}", listed.bytes),
+        Ok((_, bytes)) if bytes != listed.bytes => {
+            format!("has {bytes} bytes, but its manifest says {}", listed.bytes)
+        }
         // Writers that know no BLAKE3 leave it out.
         Ok(_) if listed.blake3.is_empty() => return None,
         Ok((file, _)) => match blake3_of(file) {
@@ -118,7 +128,10 @@ fn whole_file(place: &Place, listed: &CheckpointFile) -> Option<Finding> {
     Some(place.finding(&listed.name, problem))
 }
 
-fn digest(checkpoint: &mut Checkpoint, tensor: &TensorEntry) -> Result<lockstep_record::Digest, CompareError> {
+fn digest(
+    checkpoint: &mut Checkpoint,
+    tensor: &TensorEntry,
+) -> Result<lockstep_record::Digest, CompareError> {
     let element_bytes = dtype(&tensor.dtype).map_or(1, |(bytes, _)| bytes);
     let mut stream = checkpoint.stream(tensor)?;
     let (mut buffer, mut blocks) = (Vec::new(), Vec::new());

@@ -64,7 +64,11 @@ impl Epochs {
         let Some(line) = &step.samples else { return };
         let count = line.micro_batches.len();
         let before = step.step.saturating_sub(1).saturating_mul(context.samples_per_step().unwrap_or(0));
-        let ids = line.micro_batches.iter().enumerate().flat_map(|(index, ids)| ids.iter().map(move |&id| (index, id)));
+        let ids = line
+            .micro_batches
+            .iter()
+            .enumerate()
+            .flat_map(|(index, ids)| ids.iter().map(move |&id| (index, id)));
         for ((index, id), offset) in ids.zip(0u64..) {
             let epoch = match self.length {
                 Some(length) => before.saturating_add(offset) / length,
@@ -78,10 +82,14 @@ impl Epochs {
             (current.step, current.line) = (step.step, line.line);
             current.visit(id, || {
                 let rank = context.rank_of(step.step, index, count);
-                Finding::new(File::Samples.name(), Some(line.line), format!("sample {id} comes a second time in epoch {epoch}"))
-                    .at(step.step)
-                    .in_micro_batch(u32::try_from(index).ok())
-                    .on(vec![(rank, rank)])
+                Finding::new(
+                    File::Samples.name(),
+                    Some(line.line),
+                    format!("sample {id} comes a second time in epoch {epoch}"),
+                )
+                .at(step.step)
+                .in_micro_batch(u32::try_from(index).ok())
+                .on(vec![(rank, rank)])
             });
         }
     }
@@ -109,11 +117,17 @@ impl Epochs {
                 self.repeats.append(&mut epoch.repeats);
             }
         }
-        if let Some(earlier) = self.earlier.as_ref().filter(|earlier| earlier.count == epoch.count && epoch.count > 1) {
+        if let Some(earlier) =
+            self.earlier.as_ref().filter(|earlier| earlier.count == epoch.count && epoch.count > 1)
+        {
             self.orders += 1;
             if earlier.hash == epoch.hash && self.same_orders.len() < FINDINGS_MAX {
-                let message = format!("epoch {} has its {} samples in the order of the one before", epoch.number, epoch.count);
-                self.same_orders.push(Finding::new(File::Samples.name(), Some(epoch.line), message).at(epoch.step));
+                let message = format!(
+                    "epoch {} has its {} samples in the order of the one before",
+                    epoch.number, epoch.count
+                );
+                self.same_orders
+                    .push(Finding::new(File::Samples.name(), Some(epoch.line), message).at(epoch.step));
             }
         }
         epoch.ids = HashSet::new();

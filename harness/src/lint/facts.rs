@@ -4,7 +4,8 @@ use std::iter::Peekable;
 use std::path::Path;
 
 use lockstep_record::{
-    Digest, DigestLine, Lines, Manifest, Phase, RecordError, RunDir, SampleLine, Segment, StepLine, read_lines,
+    Digest, DigestLine, Lines, Manifest, Phase, RecordError, RunDir, SampleLine, Segment, StepLine,
+    read_lines,
 };
 use serde_json::Value as Json;
 
@@ -116,7 +117,9 @@ impl<'a> Context<'a> {
 
     /// The configuration's value under a dotted key.
     pub fn config(&self, key: &str) -> Option<&'a Json> {
-        key.split('.').try_fold(&self.manifest.config, |tree, name| tree.get(name)).filter(|value| !value.is_null())
+        key.split('.')
+            .try_fold(&self.manifest.config, |tree, name| tree.get(name))
+            .filter(|value| !value.is_null())
     }
 
     pub fn number(&self, key: &str) -> Option<f64> {

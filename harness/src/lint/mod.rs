@@ -34,8 +34,10 @@ pub fn lint(path: &Path) -> Result<Report, CompareError> {
     let run = Run::open(path)?;
     let context = Context::new(&run.manifest);
     let mut report = Report::new(path, CATALOGUE.iter());
-    let checkpoints =
-        run.dir.checkpoint_steps().map_err(|source| RecordError::Io { path: run.dir.checkpoints(), source })?;
+    let checkpoints = run
+        .dir
+        .checkpoint_steps()
+        .map_err(|source| RecordError::Io { path: run.dir.checkpoints(), source })?;
     let mut history = History::new(&context, &checkpoints);
     let mut steps = Steps::open(&run.dir)?;
     let mut before: Option<StepFacts> = None;

@@ -14,12 +14,17 @@ pub fn shape(context: &Context, _: Option<&StepFacts>, step: &StepFacts) -> Look
     let samples = step.samples.as_ref().filter(|line| !line.micro_batches.is_empty());
     let Some(metrics) = &step.metrics else { return looked };
     let losses = metrics.micro_batch_losses.len() as u64;
-    let in_metrics = |message: String| Finding::new(File::Metrics.name(), Some(metrics.line), message).at(step.step);
+    let in_metrics =
+        |message: String| Finding::new(File::Metrics.name(), Some(metrics.line), message).at(step.step);
     if let Some(line) = samples {
-        let in_samples = |message: String| Finding::new(File::Samples.name(), Some(line.line), message).at(step.step);
+        let in_samples =
+            |message: String| Finding::new(File::Samples.name(), Some(line.line), message).at(step.step);
         let count = line.micro_batches.len() as u64;
         looked.holds(count == losses, || {
-            in_samples(format!("{count} micro-batches, but metrics.jsonl:{} has {losses} losses", metrics.line))
+            in_samples(format!(
+                "{count} micro-batches, but metrics.jsonl:{} has {losses} losses",
+                metrics.line
+            ))
         });
         if let Some(size) = context.count("batch.micro_batch_size") {
             for (index, ids) in line.micro_batches.iter().enumerate() {
@@ -31,7 +36,9 @@ pub fn shape(context: &Context, _: Option<&StepFacts>, step: &StepFacts) -> Look
         }
     }
     if let Some(count) = context.count("batch.micro_batches") {
-        looked.holds(losses == count, || in_metrics(format!("{losses} losses instead of batch.micro_batches {count}")));
+        looked.holds(losses == count, || {
+            in_metrics(format!("{losses} losses instead of batch.micro_batches {count}"))
+        });
     }
     let Some(per_step) = context.samples_per_step() else { return looked };
     let targets = match context.text("data.kind") {
@@ -48,7 +55,10 @@ pub fn shape(context: &Context, _: Option<&StepFacts>, step: &StepFacts) -> Look
     if context.is_ours() && length > 0 && step.step > 0 {
         let expected = (step.step - 1).saturating_mul(per_step) / length;
         looked.holds(metrics.epoch == expected, || {
-            in_metrics(format!("epoch {} instead of {expected}: an epoch has {length} samples", metrics.epoch))
+            in_metrics(format!(
+                "epoch {} instead of {expected}: an epoch has {length} samples",
+                metrics.epoch
+            ))
         });
     }
     looked
@@ -67,7 +77,9 @@ pub fn disjoint(context: &Context, _: Option<&StepFacts>, step: &StepFacts) -> L
     let length = context.manifest.data.train_samples;
     let (mut first, mut repeats) = (HashMap::new(), Vec::new());
     let mut position = context.samples_per_step().unwrap_or(0).saturating_mul(step.step.saturating_sub(1));
-    for (index, &id) in line.micro_batches.iter().enumerate().flat_map(|(i, ids)| ids.iter().map(move |id| (i, id))) {
+    for (index, &id) in
+        line.micro_batches.iter().enumerate().flat_map(|(i, ids)| ids.iter().map(move |id| (i, id)))
+    {
         looked.facts += 1;
         if length > 0 && id >= length {
             looked.findings.push(at(index, format!("sample {id} does not exist: there are {length}")));
@@ -123,5 +135,9 @@ pub fn masks(context: &Context, before: Option<&StepFacts>, step: &StepFacts) ->
 }
 
 fn places(line: &Numbered<SampleLine>, of: &str) -> HashMap<Digest, String> {
-    line.masks.iter().enumerate().map(|(index, mask)| (*mask, format!("micro-batch {index} of {of}"))).collect()
+    line.masks
+        .iter()
+        .enumerate()
+        .map(|(index, mask)| (*mask, format!("micro-batch {index} of {of}")))
+        .collect()
 }

@@ -13,7 +13,8 @@ type Bounds = (f64, f64);
 pub fn moments(context: &Context, before: Option<&StepFacts>, step: &StepFacts) -> Looked {
     let mut looked = Looked::default();
     let Some(rule) = Rule::of(context) else { return looked };
-    let Some(metrics) = step.metrics.as_ref().filter(|line| line.skipped_for.is_none() && line.unused_parameters == 0)
+    let Some(metrics) =
+        step.metrics.as_ref().filter(|line| line.skipped_for.is_none() && line.unused_parameters == 0)
     else {
         return looked;
     };
@@ -27,7 +28,9 @@ pub fn moments(context: &Context, before: Option<&StepFacts>, step: &StepFacts) 
             None if step.step == 1 => 0.0,
             None => continue,
         };
-        let Some(bounds) = rule.bounds(kind, earlier, gradient * metrics.clip_coefficient.0) else { continue };
+        let Some(bounds) = rule.bounds(kind, earlier, gradient * metrics.clip_coefficient.0) else {
+            continue;
+        };
         if bounds.1.is_finite() && line.norm.0.is_finite() {
             looked.fact(finding(line, step.step, bounds, earlier, gradient));
         }

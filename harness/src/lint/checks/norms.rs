@@ -51,7 +51,8 @@ pub fn triangle(context: &Context, _: Option<&StepFacts>, step: &StepFacts) -> L
         local.entry(line.tensor.as_str()).or_default().push(line.norm.0);
     }
     for line in step.tensors(Phase::ReducedGradient).into_iter().filter(|_| exact) {
-        let Some(norms) = local.get(line.tensor.as_str()).filter(|norms| norms.len() == step.micro_batches()) else {
+        let Some(norms) = local.get(line.tensor.as_str()).filter(|norms| norms.len() == step.micro_batches())
+        else {
             continue;
         };
         let (sum, most) = (norms.iter().sum::<f64>(), norms.iter().copied().fold(0.0, f64::max));
@@ -90,9 +91,9 @@ pub fn resume(context: &Context, history: &History) -> Looked {
         let jump = geometric_mean(&after_norms) / geometric_mean(&before_norms);
         // What neighbouring steps differ by anyway.
         let usual = spread(&before_norms).max(spread(&after_norms));
-        let factor = [new, old, new / old, 1.0 / new, 1.0 / old, old / new]
-            .into_iter()
-            .find(|factor| *factor != 1.0 && close(jump, *factor, 0.2) && jump.max(1.0 / jump) > 1.25 * usual);
+        let factor = [new, old, new / old, 1.0 / new, 1.0 / old, old / new].into_iter().find(|factor| {
+            *factor != 1.0 && close(jump, *factor, 0.2) && jump.max(1.0 / jump) > 1.25 * usual
+        });
         looked.fact(factor.map(|factor| {
             let message = format!(
                 "gradient norms are {jump:.2} times those before the resume with {new} ranks instead of {old}, about {factor:.2}: \
@@ -120,7 +121,8 @@ fn geometric_mean(values: &[f64]) -> f64 {
 
 /// Largest over smallest.
 fn spread(values: &[f64]) -> f64 {
-    let (least, most) = values.iter().fold((f64::INFINITY, 0f64), |(least, most), &v| (least.min(v), most.max(v)));
+    let (least, most) =
+        values.iter().fold((f64::INFINITY, 0f64), |(least, most), &v| (least.min(v), most.max(v)));
     most / least
 }
 
@@ -136,7 +138,13 @@ mod tests {
 
     #[test]
     fn only_usable_steps_count() {
-        let step = |step: u64, norm: f64| Brief { line: step, step, gradient_norm: norm, learning_rate: 0.1, skipped: false };
+        let step = |step: u64, norm: f64| Brief {
+            line: step,
+            step,
+            gradient_norm: norm,
+            learning_rate: 0.1,
+            skipped: false,
+        };
         let steps = [step(1, 1.0), step(2, f64::NAN), step(3, 2.0), step(4, 0.0), step(5, 3.0)];
         let (before, after) = around(&steps, 3);
         assert_eq!(before.iter().map(|s| s.step).collect::<Vec<_>>(), [1, 3]);

@@ -12,10 +12,14 @@ pub fn finite(_: &Context, _: Option<&StepFacts>, step: &StepFacts) -> Looked {
     if let Some(line) = &step.metrics {
         let at = |message: String| Finding::new(File::Metrics.name(), Some(line.line), message).at(step.step);
         let always = [("parameter_norm", line.parameter_norm), ("learning_rate", line.learning_rate)];
-        let unless_skipped =
-            [("loss", line.loss), ("gradient_norm", line.gradient_norm), ("clip_coefficient", line.clip_coefficient)];
+        let unless_skipped = [
+            ("loss", line.loss),
+            ("gradient_norm", line.gradient_norm),
+            ("clip_coefficient", line.clip_coefficient),
+        ];
         let validation = line.validation_loss.map(|loss| ("validation_loss", loss));
-        let columns = always.into_iter().chain(validation).chain(unless_skipped.into_iter().filter(|_| !skipped));
+        let columns =
+            always.into_iter().chain(validation).chain(unless_skipped.into_iter().filter(|_| !skipped));
         for (name, value) in columns {
             looked.holds(value.0.is_finite(), || at(format!("{name} is {value}")));
         }
@@ -41,13 +45,18 @@ pub fn finite(_: &Context, _: Option<&StepFacts>, step: &StepFacts) -> Looked {
 /// The loss is the sum of the micro-batches' shares.
 pub fn loss(_: &Context, _: Option<&StepFacts>, step: &StepFacts) -> Looked {
     let mut looked = Looked::default();
-    let Some(line) = step.metrics.as_ref().filter(|line| !line.micro_batch_losses.is_empty()) else { return looked };
+    let Some(line) = step.metrics.as_ref().filter(|line| !line.micro_batch_losses.is_empty()) else {
+        return looked;
+    };
     let sum: f64 = line.micro_batch_losses.iter().map(|loss| loss.0).sum();
     if sum.is_finite() && line.loss.0.is_finite() {
         // The order of the additions moves the last bits.
         looked.holds(close(sum, line.loss.0, 1e-9), || {
             let ratio = line.loss.0 / sum;
-            let message = format!("the loss is {}, the micro-batches' shares add up to {sum}: {ratio:.4} times that", line.loss);
+            let message = format!(
+                "the loss is {}, the micro-batches' shares add up to {sum}: {ratio:.4} times that",
+                line.loss
+            );
             Finding::new(File::Metrics.name(), Some(line.line), message).at(step.step)
         });
     }
@@ -64,7 +73,9 @@ pub fn clip(context: &Context, _: Option<&StepFacts>, step: &StepFacts) -> Looke
     }
     let at = |message: String| Finding::new(File::Metrics.name(), Some(line.line), message).at(step.step);
     // Measured ones are the ratio of two rounded norms.
-    looked.holds(clip >= 0.0 && clip <= 1.0 + 1e-4, || at(format!("the clip coefficient is {clip}: clipping only shrinks")));
+    looked.holds(clip >= 0.0 && clip <= 1.0 + 1e-4, || {
+        at(format!("the clip coefficient is {clip}: clipping only shrinks"))
+    });
     let limit = match context.config("optim.clip_norm") {
         Some(limit) => limit.as_f64(),
         // The key is known to stand for no clipping where it is null.
@@ -74,8 +85,14 @@ pub fn clip(context: &Context, _: Option<&StepFacts>, step: &StepFacts) -> Looke
     if let Some(limit) = limit.filter(|&limit| limit > 0.0) {
         let expected = (limit / (norm + 1e-6)).min(1.0);
         looked.holds(close(clip, expected, 1e-5), || {
-            let limit = if limit.is_finite() { format!("optim.clip_norm {limit}") } else { "no optim.clip_norm".into() };
-            at(format!("the clip coefficient is {clip}; a gradient of norm {norm} and {limit} ask for {expected}"))
+            let limit = if limit.is_finite() {
+                format!("optim.clip_norm {limit}")
+            } else {
+                "no optim.clip_norm".into()
+            };
+            at(format!(
+                "the clip coefficient is {clip}; a gradient of norm {norm} and {limit} ask for {expected}"
+            ))
         });
     }
     looked

@@ -49,7 +49,9 @@ pub fn agreement(_: &Context, _: Option<&StepFacts>, step: &StepFacts) -> Looked
                 most.norm
             );
             let finding = Finding::new(File::Digests.name(), Some(line.line), message).at(step.step);
-            looked.findings.push(finding.of(&line.tensor).in_micro_batch(line.micro_batch).on(line.ranks.clone()));
+            looked
+                .findings
+                .push(finding.of(&line.tensor).in_micro_batch(line.micro_batch).on(line.ranks.clone()));
         }
     }
     looked
@@ -73,7 +75,8 @@ pub fn coverage(context: &Context, _: Option<&StepFacts>, step: &StepFacts) -> L
         }
         looked.holds(!gap && next == u64::from(world), || {
             let ranks: Vec<RankRange> = lines.iter().flat_map(|line| line.ranks.iter().copied()).collect();
-            let message = format!("{}: {world} ranks were at work, but rank {} recorded it", key.0, rank_text(&ranks));
+            let message =
+                format!("{}: {world} ranks were at work, but rank {} recorded it", key.0, rank_text(&ranks));
             Finding::new(File::Digests.name(), Some(lines[0].line), message).at(step.step).of(key.2)
         });
     }
@@ -99,11 +102,17 @@ pub fn tensors(context: &Context, _: Option<&StepFacts>, step: &StepFacts) -> Lo
         };
         let strange = lines.iter().find(|line| !known.contains(line.tensor.as_str()));
         let expected: Vec<&str> = model.iter().copied().filter(|name| found.contains(name)).collect();
-        let finding = |line: u64, message: String| Finding::new(File::Digests.name(), Some(line), message).at(step.step);
+        let finding = |line: u64, message: String| {
+            Finding::new(File::Digests.name(), Some(line), message).at(step.step)
+        };
         looked.fact(if let Some(line) = strange {
-            Some(finding(line.line, format!("the model has no tensor of this name ({phase})")).of(&line.tensor))
+            Some(
+                finding(line.line, format!("the model has no tensor of this name ({phase})"))
+                    .of(&line.tensor),
+            )
         } else if let Some(name) = missing.first() {
-            let message = format!("{} of the model's tensors have no digest in this phase ({phase})", missing.len());
+            let message =
+                format!("{} of the model's tensors have no digest in this phase ({phase})", missing.len());
             Some(finding(first.line, message).of(*name))
         } else if expected != found {
             Some(finding(first.line, format!("tensors are not in the model's order ({phase})")))
@@ -118,8 +127,11 @@ pub fn tensors(context: &Context, _: Option<&StepFacts>, step: &StepFacts) -> Lo
 pub fn repeats(_: &Context, before: Option<&StepFacts>, step: &StepFacts) -> Looked {
     let mut looked = Looked::default();
     if let Some(before) = before.filter(|before| before.step + 1 == step.step) {
-        let earlier: HashMap<&str, Digest> =
-            before.tensors(Phase::ReducedGradient).iter().map(|line| (line.tensor.as_str(), line.digest)).collect();
+        let earlier: HashMap<&str, Digest> = before
+            .tensors(Phase::ReducedGradient)
+            .iter()
+            .map(|line| (line.tensor.as_str(), line.digest))
+            .collect();
         for line in step.tensors(Phase::ReducedGradient).into_iter().filter(|line| line.norm.0 > 0.0) {
             let Some(digest) = earlier.get(line.tensor.as_str()) else { continue };
             looked.holds(*digest != line.digest, || {
@@ -133,9 +145,12 @@ pub fn repeats(_: &Context, before: Option<&StepFacts>, step: &StepFacts) -> Loo
         looked.facts += 1;
         if let Some(other) = first.insert((line.tensor.as_str(), line.digest), line) {
             let twin = other.micro_batch.unwrap_or_default();
-            let message = format!("the local gradient has the bits of micro-batch {twin}'s (line {})", other.line);
+            let message =
+                format!("the local gradient has the bits of micro-batch {twin}'s (line {})", other.line);
             let finding = Finding::new(File::Digests.name(), Some(line.line), message).at(step.step);
-            looked.findings.push(finding.of(&line.tensor).in_micro_batch(line.micro_batch).on(line.ranks.clone()));
+            looked
+                .findings
+                .push(finding.of(&line.tensor).in_micro_batch(line.micro_batch).on(line.ranks.clone()));
         }
     }
     looked
@@ -145,7 +160,8 @@ pub fn repeats(_: &Context, before: Option<&StepFacts>, step: &StepFacts) -> Loo
 pub fn stale(context: &Context, before: Option<&StepFacts>, step: &StepFacts) -> Looked {
     let mut looked = Looked::default();
     let Some(before) = before.filter(|before| before.step + 1 == step.step) else { return looked };
-    let Some(metrics) = step.metrics.as_ref().filter(|line| line.skipped_for.is_none() && line.unused_parameters == 0)
+    let Some(metrics) =
+        step.metrics.as_ref().filter(|line| line.skipped_for.is_none() && line.unused_parameters == 0)
     else {
         return looked;
     };
@@ -162,11 +178,16 @@ pub fn stale(context: &Context, before: Option<&StepFacts>, step: &StepFacts) ->
         .collect();
     for line in step.tensors(Phase::Parameters) {
         let name = line.tensor.as_str();
-        let (Some(digest), Some(gradient)) = (earlier.get(name), step.norm(Phase::ReducedGradient, name)) else {
+        let (Some(digest), Some(gradient)) = (earlier.get(name), step.norm(Phase::ReducedGradient, name))
+        else {
             continue;
         };
         // An update can be lost in rounding where it is below half a unit in the last place of every element.
-        let update = if adaptive { metrics.learning_rate.0 * sizes.get(name).map_or(0.0, |n| n.sqrt()) } else { rate * gradient };
+        let update = if adaptive {
+            metrics.learning_rate.0 * sizes.get(name).map_or(0.0, |n| n.sqrt())
+        } else {
+            rate * gradient
+        };
         if gradient > 0.0 && update > 1e-5 * line.norm.0 {
             looked.holds(*digest != line.digest, || {
                 let message = format!("the parameters have the bits of the step before, though their gradient has norm {gradient}");

@@ -14,7 +14,10 @@ const MANIFEST: &str = "manifest.json";
 pub fn steps(context: &Context, history: &History) -> Looked {
     let mut looked = Looked { facts: history.steps.len() as u64, findings: Vec::new() };
     for entry in &history.disorder {
-        let message = format!("step {} after step {}: lines of a step that was done again were not dropped", entry.step, entry.after);
+        let message = format!(
+            "step {} after step {}: lines of a step that was done again were not dropped",
+            entry.step, entry.after
+        );
         looked.findings.push(Finding::new(entry.file.name(), Some(entry.line), message).at(entry.step));
     }
     for (file, line, step) in &history.alone {
@@ -22,7 +25,8 @@ pub fn steps(context: &Context, history: &History) -> Looked {
         let message = format!("{} has no line of this step", other.name());
         looked.findings.push(Finding::new(file.name(), Some(*line), message).at(*step));
     }
-    let mut expected = context.manifest.segments.first().map_or(1, |segment| segment.from_step.saturating_add(1));
+    let mut expected =
+        context.manifest.segments.first().map_or(1, |segment| segment.from_step.saturating_add(1));
     for step in &history.steps {
         if step.step != expected {
             let message = format!("step {expected} should be next");
@@ -41,13 +45,21 @@ pub fn ended(context: &Context, history: &History) -> Looked {
     }
     let Some(segment) = context.manifest.segments.last() else { return looked };
     let Some(ended) = &segment.ended else {
-        looked.fact(Some(Finding::new(MANIFEST, None, "the last segment has no end: the run is still going on, or was killed")));
+        looked.fact(Some(Finding::new(
+            MANIFEST,
+            None,
+            "the last segment has no end: the run is still going on, or was killed",
+        )));
         return looked;
     };
     let last = history.steps.last().map(|step| step.step);
     looked.holds(last.is_none_or(|last| last == ended.step), || {
         let last = last.unwrap_or_default();
-        Finding::new(MANIFEST, None, format!("the run ended after step {}, but its metrics end with step {last}", ended.step))
+        Finding::new(
+            MANIFEST,
+            None,
+            format!("the run ended after step {}, but its metrics end with step {last}", ended.step),
+        )
     });
     looked
 }
@@ -57,16 +69,21 @@ pub fn world(context: &Context, _: &History) -> Looked {
     let mut looked = Looked::default();
     let mut earlier = None;
     for (index, segment) in context.manifest.segments.iter().enumerate() {
-        let at = |message: String| Finding::new(Path::new(MANIFEST), None, format!("segment {index}: {message}"));
+        let at =
+            |message: String| Finding::new(Path::new(MANIFEST), None, format!("segment {index}: {message}"));
         let world = segment.world_size;
         looked.holds(world > 0, || at("world_size is 0".into()));
         if !segment.ranks.is_empty() {
             let ranks = listed(segment.ranks.iter().map(|rank| rank.rank));
             let whole = ranks == [(0, world.saturating_sub(1))] && segment.ranks.len() == world as usize;
-            looked.holds(whole, || at(format!("{world} ranks were at work, but rank {} are listed", rank_text(&ranks))));
+            looked.holds(whole, || {
+                at(format!("{world} ranks were at work, but rank {} are listed", rank_text(&ranks)))
+            });
         }
         if let Some(count) = context.count("batch.micro_batches").filter(|_| context.is_ours()) {
-            looked.holds(u64::from(world) <= count, || at(format!("{world} ranks share {count} micro-batches")));
+            looked.holds(u64::from(world) <= count, || {
+                at(format!("{world} ranks share {count} micro-batches"))
+            });
         }
         let single = segment.strategy == "single" && world > 1;
         looked.holds(!single, || at(format!("{world} ranks with the strategy single: each trains alone")));

@@ -16,7 +16,8 @@ pub fn rate(context: &Context, _: Option<&StepFacts>, step: &StepFacts) -> Looke
         let expected = schedule.rate(step.step);
         // Libraries' cosines differ in the last bit.
         looked.holds(close(found, expected, 1e-12), || {
-            let elsewhere = schedule.step_of(found).map_or(String::new(), |step| format!(", which is step {step}'s"));
+            let elsewhere =
+                schedule.step_of(found).map_or(String::new(), |step| format!(", which is step {step}'s"));
             at(format!("the learning rate is {found}{elsewhere}; the schedule's is {expected}"))
         });
     }
@@ -39,7 +40,9 @@ impl<'a> Schedule<'a> {
     /// None unless the configuration has all of its keys: another trainer's may mean something else.
     fn of(context: &Context<'a>) -> Option<Self> {
         Some(Self {
-            kind: context.text("schedule.kind").filter(|kind| matches!(*kind, "cosine" | "linear" | "constant"))?,
+            kind: context
+                .text("schedule.kind")
+                .filter(|kind| matches!(*kind, "cosine" | "linear" | "constant"))?,
             peak: context.number("optim.lr")?,
             warmup: context.count("schedule.warmup_steps")?,
             steps: context.count("schedule.steps")?,
@@ -56,7 +59,11 @@ impl<'a> Schedule<'a> {
         match self.kind {
             "constant" => self.peak,
             "linear" => self.peak * (self.floor + (1.0 - self.floor) * (1.0 - progress)),
-            _ => self.peak * (self.floor + (1.0 - self.floor) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())),
+            _ => {
+                self.peak
+                    * (self.floor
+                        + (1.0 - self.floor) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()))
+            }
         }
     }
 
@@ -83,7 +90,8 @@ pub fn resume(context: &Context, history: &History) -> Looked {
         if known < REPEATED_MIN {
             continue;
         }
-        let rates = |from: &[super::super::Brief]| from.iter().map(|step| step.learning_rate).collect::<Vec<f64>>();
+        let rates =
+            |from: &[super::super::Brief]| from.iter().map(|step| step.learning_rate).collect::<Vec<f64>>();
         let (start, end) = (rates(&before[..known]), rates(&after[..known]));
         let moves = start.windows(2).any(|two| two[0] != two[1]);
         let anew = moves && start == end;
