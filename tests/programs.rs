@@ -10,6 +10,7 @@ mod faults;
 mod gradients;
 mod launch;
 mod launch_jobs;
+mod lint;
 #[cfg(feature = "mutations")]
 mod negative_controls;
 mod overlap;

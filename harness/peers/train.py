@@ -9,9 +9,9 @@ import data
 import engines
 import model as models
 from golden import load_initial_weights
-from gradients import share, tree_sum
+from gradients import share
 from record import RECORD_VERSION, RunDirectory, digest, digest_lines, flat, global_norm, rank_info, real
-from record import resident_bytes_max, square_sum
+from record import resident_bytes_max, square_sum, tree_sum
 from schedule import learning_rate
 from world import gather, gather_numbers, join, leave
 

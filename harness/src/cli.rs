@@ -1,6 +1,8 @@
 //! The command line: what was typed, and which exit code it ends with.
 
 mod bisect;
+mod bless;
+mod lint;
 mod predict;
 mod report;
 mod trace;
@@ -13,8 +15,9 @@ use clap::{Args, Parser, Subcommand};
 use lockstep_record::{RunDir, exit};
 
 use crate::bench::BenchArgs;
-use crate::compare::{CompareError, Mode, Tolerance, compare};
+use crate::compare::{CompareError, Mode, Tolerance, compare_families};
 use crate::flight::{self, FlightError};
+use crate::goldens::Families;
 use crate::report::{comparison_json, comparison_text};
 use crate::tune::TuneArgs;
 use crate::verify::{self, Keep, Options};
@@ -36,6 +39,10 @@ enum Command {
     Compare(CompareArgs),
     /// Find where two runs part: step, phase, tensor, rank and elements.
     Bisect(bisect::BisectArgs),
+    /// Look for what is wrong in one run by itself, without a golden run.
+    Lint(lint::LintArgs),
+    /// Store a run as a golden run, with what its bits depend on; or list those that are stored.
+    Bless(bless::BlessArgs),
     /// Run a plan of launches, compare each with its golden run, and report.
     Verify(VerifyArgs),
     /// Show any number of runs beside the first one: a table, and a page with their curves.
@@ -75,6 +82,9 @@ struct CompareArgs {
     /// See --rtol; each is 0 when only the other is given.
     #[arg(long, value_name = "A", value_parser = tolerance)]
     atol: Option<f64>,
+    /// Compare with a stored golden run of another family (processor, libraries, threads) all the same.
+    #[arg(long)]
+    any_family: bool,
     /// Print the comparison as JSON.
     #[arg(long)]
     json: bool,
@@ -131,6 +141,8 @@ impl Cli {
         match self.command {
             Command::Compare(args) => run_compare(&args, out, errors),
             Command::Bisect(args) => args.run(out, errors),
+            Command::Lint(args) => args.run(out, errors),
+            Command::Bless(args) => args.run(out, errors),
             Command::Verify(args) => run_verify(args, out, errors),
             Command::Report(args) => args.run(out, errors),
             Command::Flight { run } => run_flight(run, out, errors),
@@ -145,7 +157,8 @@ impl Cli {
 }
 
 fn run_compare(args: &CompareArgs, out: &mut dyn Write, errors: &mut dyn Write) -> i32 {
-    let comparison = match compare(&args.golden, &args.candidate, args.mode()) {
+    let families = if args.any_family { Families::Any } else { Families::Same };
+    let comparison = match compare_families(&args.golden, &args.candidate, args.mode(), families) {
         Ok(comparison) => comparison,
         Err(error) => {
             let _ = writeln!(errors, "error: {error}");

@@ -4,7 +4,8 @@
 //! event at which they part. [`verify`] launches a plan of runs and compares each with its golden run, and
 //! [`bench`] one that compares speed and memory; [`tune`] finds a training's fastest setting; [`launch`] is what they
 //! start programs with. [`report`] shows what came out. [`flight`] says where the ranks of a run that broke parted,
-//! [`trace`] how much of a run's communication was hidden behind computing, and [`predict`] what more ranks would bring.
+//! [`lint`] what is wrong with one run by itself, [`goldens`] stores runs to compare others with,
+//! [`trace`] says how much of a run's communication was hidden behind computing, and [`predict`] what more ranks would bring.
 //! [`zoo`] plants bugs in the trainer and judges what the rest of this crate says about them.
 //! The crate knows the run record (`lockstep_record`) and nothing of any trainer: whoever writes the record is judged
 //! alike.
@@ -14,7 +15,9 @@ pub mod bisect;
 pub mod cli;
 pub mod compare;
 pub mod flight;
+pub mod goldens;
 pub mod launch;
+pub mod lint;
 mod median;
 pub mod plan_file;
 pub mod predict;

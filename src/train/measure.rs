@@ -1,6 +1,6 @@
 //! What a step leaves in the record.
 
-use lockstep_record::{DigestLine, Phase, Real, StepLine};
+use lockstep_record::{Digest, DigestLine, Phase, Real, StepLine};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -134,14 +134,18 @@ struct Report {
     resident_bytes: u64,
     losses: Vec<Real>,
     samples: Vec<Vec<u64>>,
+    masks: Vec<Digest>,
 }
 
 /// The same of all ranks together, in micro-batch order.
+#[derive(Default)]
 pub struct Seen {
     pub stop: bool,
     pub resident_bytes_max: u64,
     pub losses: Vec<f64>,
     pub samples: Vec<Vec<u64>>,
+    /// Empty without dropout.
+    pub masks: Vec<Digest>,
 }
 
 /// Exchanges the ranks' reports.
@@ -151,6 +155,7 @@ pub fn gather(session: &Session, step: u64, local: &Local, stop: bool) -> Result
         resident_bytes: resident_bytes(),
         losses: local.losses.iter().copied().map(Real).collect(),
         samples: local.samples.clone(),
+        masks: local.masks.clone(),
     };
     let internal = |error: serde_json::Error| Failure::alone(lockstep_record::exit::INTERNAL, error);
     let mine = serde_json::to_vec(&report).map_err(internal)?;
@@ -159,13 +164,14 @@ pub fn gather(session: &Session, step: u64, local: &Local, stop: bool) -> Result
             false => session.comm.all_gather_bytes(&mine)?,
             true => vec![mine],
         };
-    let mut seen = Seen { stop: false, resident_bytes_max: 0, losses: Vec::new(), samples: Vec::new() };
+    let mut seen = Seen::default();
     for message in messages {
         let report: Report = serde_json::from_slice(&message).map_err(internal)?;
         seen.stop |= report.stop;
         seen.resident_bytes_max = seen.resident_bytes_max.max(report.resident_bytes);
         seen.losses.extend(report.losses.into_iter().map(|loss| loss.0));
         seen.samples.extend(report.samples);
+        seen.masks.extend(report.masks);
     }
     Ok(seen)
 }

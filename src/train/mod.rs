@@ -135,7 +135,7 @@ pub fn run(
         let line = measured.line(session, &seen, &mut watch)?;
         if let Some(recorder) = recorder.as_deref_mut() {
             recorder.digests(&lines)?;
-            recorder.step(&line, &SampleLine { step, micro_batches: seen.samples })?;
+            recorder.step(&line, &SampleLine { step, micro_batches: seen.samples, masks: seen.masks })?;
         }
         progress.step(&line);
 

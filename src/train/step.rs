@@ -1,6 +1,6 @@
 //! The parts of one step that compute.
 
-use lockstep_record::exit;
+use lockstep_record::{Digest, exit};
 use tch::{Device, Kind, Tensor};
 
 use super::capture::Capture;
@@ -31,6 +31,8 @@ pub struct Local {
     pub losses: Vec<f64>,
     /// Ids of the samples that were really used.
     pub samples: Vec<Vec<u64>>,
+    /// Evidence of each micro-batch's dropout masks; empty without dropout.
+    pub masks: Vec<Digest>,
     /// Of each micro-batch's own gradient, one a trained parameter, where they are recorded.
     pub gradients: Vec<Vec<Fingerprint>>,
     /// Of each micro-batch's inputs and targets, where they are recorded.
@@ -68,6 +70,7 @@ pub fn forward_backward(
             micro_batch,
             rank: session.comm.rank(),
         };
+        local.masks.extend(dropout.evidence());
         watch.enter(Category::Forward, About::micro_batch(micro_batch));
         let loss = session.model.loss(&session.weights(), &batch, Some(&dropout))?.f_div_scalar(tokens)?;
         local.losses.push(loss.f_double_value(&[])?);

@@ -112,6 +112,11 @@ impl RunDir {
         self.captures().join(format!("step-{step:08}"))
     }
 
+    /// The header of a run that was stored as a golden run.
+    pub fn golden_header(&self) -> PathBuf {
+        self.0.join("golden.json")
+    }
+
     pub fn report(&self) -> PathBuf {
         self.0.join("report")
     }

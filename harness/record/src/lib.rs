@@ -15,6 +15,7 @@
 //! RUN/flight/rank-00000.jsonl   the last collectives of a rank, if the run broke
 //! RUN/checkpoints/step-00000100/{manifest.json, shard-00000-of-00004.safetensors, ...}
 //! RUN/capture/step-00000003/{manifest.json, ...safetensors}   one step in full, of runs with `--capture`
+//! RUN/golden.json          the header of a run that was stored as a golden run
 //! RUN/report/              whatever was derived from the above
 //! ```
 //!
@@ -42,7 +43,9 @@ pub use files::{open_plain_file, refuse_link};
 pub use flight::{Channel, FLIGHT_LINES_MAX, FlightLine, FlightState};
 pub use jsonl::{Lines, RecordError, read_json, read_lines, read_named_lines};
 pub use layout::RunDir;
-pub use manifest::{DataInfo, Ended, Manifest, ModelInfo, Outcome, Program, RankInfo, Segment, TensorInfo};
+pub use manifest::{
+    DataInfo, Ended, Manifest, ModelInfo, Outcome, Processor, ProcessorKind, Program, RankInfo, Segment, TensorInfo,
+};
 pub use real::Real;
 pub use steps::{DigestLine, Phase, RankRange, SampleLine, Seconds, StepLine, rank_ranges};
 

@@ -95,6 +95,57 @@ pub struct RankInfo {
     pub optimizer_bytes: u64,
     /// Bytes of fp32 master parameters that this rank updates.
     pub master_bytes: u64,
+    /// What computes; absent where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processor: Option<Processor>,
+}
+
+/// A processor, as far as it decides which kernels a library takes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Processor {
+    pub kind: ProcessorKind,
+    /// `GenuineIntel`, `AuthenticAMD`, `NVIDIA`, ...
+    pub vendor: String,
+    /// The number that CPUID tells; of a GPU its compute capability, for example `9.0`.
+    pub family: String,
+    /// Within the family, as CPUID tells; of a GPU its name.
+    pub model: String,
+    /// For people.
+    pub name: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProcessorKind {
+    Cpu,
+    Gpu,
+}
+
+impl std::fmt::Display for ProcessorKind {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            ProcessorKind::Cpu => "CPU",
+            ProcessorKind::Gpu => "GPU",
+        })
+    }
+}
+
+impl Processor {
+    /// The first processor of a `/proc/cpuinfo`; None where it does not name its family, as on ARM.
+    pub fn from_cpuinfo(text: &str) -> Option<Self> {
+        let first = text.split("\n\n").next().unwrap_or_default();
+        let fact = |wanted: &str| {
+            let facts = first.lines().filter_map(|line| line.split_once(':'));
+            facts.into_iter().find(|(name, _)| name.trim() == wanted).map(|(_, value)| value.trim().to_owned())
+        };
+        Some(Self {
+            kind: ProcessorKind::Cpu,
+            vendor: fact("vendor_id")?,
+            family: fact("cpu family")?,
+            model: fact("model")?,
+            name: fact("model name").unwrap_or_else(|| "unknown".into()),
+        })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,4 +164,20 @@ pub enum Outcome {
     Stopped,
     /// A signal asked for it; a checkpoint was saved.
     Preempted,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_processor_is_named_by_its_family() {
+        let text = "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 143\nmodel name\t: Xeon: x\n\n\
+                    vendor_id\t: Other\n";
+        let processor = Processor::from_cpuinfo(text).unwrap();
+        let Processor { vendor, family, model, name, .. } = &processor;
+        assert_eq!([vendor, family, model, name], ["GenuineIntel", "6", "143", "Xeon: x"]);
+        assert_eq!(Processor::from_cpuinfo("Processor\t: AArch64\n"), None);
+        assert_eq!(Processor::from_cpuinfo(""), None);
+    }
 }

@@ -72,6 +72,10 @@ pub struct SampleLine {
     pub step: u64,
     /// Sample ids of each micro-batch, in micro-batch order.
     pub micro_batches: Vec<Vec<u64>>,
+    /// Of each micro-batch: what its dropout masks follow from, or random bits drawn from it. Micro-batches with the same
+    /// value have the same masks. Empty without dropout.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub masks: Vec<Digest>,
 }
 
 /// What a digest was taken of. The order is the order of events in a step.

@@ -162,7 +162,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn line(step: u64) -> SampleLine {
-        SampleLine { step, micro_batches: Vec::new() }
+        SampleLine { step, micro_batches: Vec::new(), masks: Vec::new() }
     }
 
     fn stream(steps: Vec<u64>) -> impl Iterator<Item = Result<SampleLine, CompareError>> {

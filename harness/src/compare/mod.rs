@@ -15,14 +15,16 @@ use std::path::{Path, PathBuf};
 use lockstep_record::{Manifest, RecordError, RunDir, open_plain_file, read_json, read_lines};
 use serde::Serialize;
 
+use crate::goldens::{self, Families};
+
 pub use checkpoint::compare_checkpoints;
-pub use config::compare_manifests;
+pub use config::{compare_manifests, config_digest};
 pub use difference::{Check, Difference, Event, Place, Verdict, rank_text};
 pub use digests::compare_digests;
 pub use join::{Join, Stepped, by_step, in_order};
 pub use steps::{compare_metrics, compare_samples};
 pub(crate) use tensors::dtype;
-pub use tensors::{Checkpoint, TensorStream, open_plain_file};
+pub use tensors::{Checkpoint, TensorStream, blake3_of};
 pub use values::{Format, Mode, Scalar, Tolerance, Value, Worst};
 
 /// The largest `manifest.json` of a run or a checkpoint that is read, in bytes.
@@ -43,6 +45,8 @@ pub enum CompareError {
         candidate.display()
     )]
     NothingCompared { golden: PathBuf, candidate: PathBuf },
+    #[error("{0}. Bless a golden run of this family, compare within a tolerance, or say --any-family")]
+    OtherFamily(String),
 }
 
 impl CompareError {
@@ -128,10 +132,22 @@ fn lines<T: serde::de::DeserializeOwned + Stepped>(
     Ok(in_order(path.to_owned(), read_lines(path)?))
 }
 
-/// Compares two run directories. `golden` is the reference: tolerances are relative to it.
+/// Compares two run directories. `golden` is the reference: tolerances are relative to it. A stored golden run of another
+/// family is refused.
 pub fn compare(golden: &Path, candidate: &Path, mode: Mode) -> Result<Comparison, CompareError> {
+    compare_families(golden, candidate, mode, Families::Same)
+}
+
+/// As [`compare`], and says whether a stored golden run may be of another family.
+pub fn compare_families(
+    golden: &Path,
+    candidate: &Path,
+    mode: Mode,
+    families: Families,
+) -> Result<Comparison, CompareError> {
     let (golden, candidate) = (Run::open(golden)?, Run::open(candidate)?);
     let (mut checks, mut notes) = compare_manifests(&golden.manifest, &candidate.manifest);
+    notes.extend(goldens::admit(&golden, &candidate, mode, families)?);
     let first_step = golden.first_step().max(candidate.first_step());
     if first_step > 1 {
         notes.push(format!("compared from step {first_step}: one of the runs starts there"));

@@ -73,6 +73,13 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
+/// BLAKE3 of what is read, hexadecimal.
+pub fn blake3_of(file: impl std::io::Read) -> std::io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(file)?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
 /// A safetensors file whose header has been read, and nothing else. It is not kept open: a checkpoint of a thousand
 /// ranks has more files than a process may open.
 struct TensorFile {

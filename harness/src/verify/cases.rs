@@ -11,7 +11,8 @@ use lockstep_record::RunDir;
 
 use super::Keep;
 use super::plan::{Case, Group, Plan, Stage, Work};
-use crate::compare::{Comparison, compare};
+use crate::compare::{CompareError, Comparison, compare};
+use crate::goldens::Header;
 use crate::launch::{
     Expected, Launch, LaunchRecord, Launcher, Places, check_world, complaint, probe, unix_s,
 };
@@ -40,6 +41,10 @@ impl Runner {
         let start = Instant::now();
         let folder = self.work_dir.join(&group.name).join(&case.name);
         let run_dir = folder.join("run");
+        let run_dir = match &case.work {
+            Work::Stored(path) => path.clone(),
+            _ => run_dir,
+        };
         let mut cell = Cell::new(group, case, run_dir.clone(), unix_s());
         let judged = self.run_and_compare(plan, group, case, finished, &folder, &mut cell.launches);
         cell.outcome = match judged {
@@ -73,6 +78,7 @@ impl Runner {
             .map_err(|error| Failure::CouldNotRun(format!("{}: {error}", folder.display())))?;
         let run_dir = folder.join("run");
         match &case.work {
+            Work::Stored(path) => check_stored(path).map_err(|error| Failure::CouldNotRun(error.to_string()))?,
             Work::Stages(stages) => self.run_stages(group, case, stages, folder, launches)?,
             Work::Foreign { command, requires, ranks, .. } => {
                 let (plan_dir, trainer) = (&plan.folder, &self.trainer);
@@ -145,6 +151,12 @@ impl Runner {
             let _ = std::fs::remove_dir_all(RunDir::new(&cell.run_dir).checkpoints());
         }
     }
+}
+
+/// Whether a stored golden run is what was stored.
+fn check_stored(path: &Path) -> Result<(), CompareError> {
+    let run = RunDir::new(path);
+    Header::read(&run)?.map_or(Ok(()), |header| header.check_files(&run))
 }
 
 /// The run directory that a case is compared with; None for the golden run itself.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lockstep_record::RunDir;
 use serde::Deserialize;
 
 use crate::compare::{Mode, Tolerance};
@@ -33,9 +34,39 @@ struct GroupFile {
     config: Option<PathBuf>,
     #[serde(default)]
     set: Vec<String>,
-    golden: Option<CaseFile>,
+    golden: Option<GoldenFile>,
     #[serde(default)]
     cases: Vec<CaseFile>,
+}
+
+/// A run to make, or the path of one that is stored.
+#[derive(Debug)]
+enum GoldenFile {
+    Stored(PathBuf),
+    Case(Box<CaseFile>),
+}
+
+impl<'de> Deserialize<'de> for GoldenFile {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = GoldenFile;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("a case, or the path of a stored golden run")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, path: &str) -> Result<GoldenFile, E> {
+                Ok(GoldenFile::Stored(path.into()))
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<GoldenFile, A::Error> {
+                let case = CaseFile::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
+                Ok(GoldenFile::Case(Box::new(case)))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -101,6 +132,8 @@ pub struct Case {
 
 #[derive(Clone, Debug)]
 pub enum Work {
+    /// Nothing: it is a golden run that was stored.
+    Stored(PathBuf),
     /// All but the first resume where the one before it stopped.
     Stages(Vec<Stage>),
     Foreign {
@@ -128,6 +161,7 @@ impl Case {
     /// Processes or worlds that are started, one after another.
     pub fn launches(&self) -> usize {
         match &self.work {
+            Work::Stored(_) => 0,
             Work::Stages(stages) => stages.len(),
             Work::Foreign { .. } => 1,
         }
@@ -141,6 +175,7 @@ impl Case {
     /// For example `4 → 3`.
     pub fn ranks(&self) -> String {
         match &self.work {
+            Work::Stored(_) => "—".into(),
             Work::Stages(stages) => arrows(stages.iter().map(|stage| stage.ranks.to_string())),
             Work::Foreign { ranks, .. } => ranks.to_string(),
         }
@@ -153,6 +188,7 @@ impl Case {
             [stage.strategy.as_str()].into_iter().chain(approximate).collect::<Vec<_>>().join(" ")
         };
         match &self.work {
+            Work::Stored(_) => "stored".into(),
             Work::Stages(stages) => arrows(stages.iter().map(name)),
             Work::Foreign { strategy, .. } => strategy.clone(),
         }
@@ -230,7 +266,10 @@ fn add_group(plan: &mut Plan, file: GroupFile, timeout: Duration) -> Result<(), 
         None => {
             let config = find_config(&plan.folder, &file.config.ok_or("needs a `config`")?)?;
             let golden = file.golden.ok_or("needs a `golden` run")?;
-            let golden = make_case("golden", golden, timeout, &[])?;
+            let golden = match golden {
+                GoldenFile::Case(case) => make_case("golden", *case, timeout, &[])?,
+                GoldenFile::Stored(path) => stored(&plan.folder, &path, timeout)?,
+            };
             plan.groups.push(Group { name: file.name, config, set: file.set, golden, cases: Vec::new() });
             plan.groups.len() - 1
         }
@@ -252,6 +291,19 @@ fn add_group(plan: &mut Plan, file: GroupFile, timeout: Duration) -> Result<(), 
         return Err("has no cases".into());
     }
     Ok(())
+}
+
+/// A golden run that is there already: `path` starts in the plan's folder.
+fn stored(folder: &Path, path: &Path, timeout: Duration) -> Result<Case, String> {
+    let path = folder.join(path);
+    if !RunDir::new(&path).golden_header().is_file() {
+        return Err(format!(
+            "golden: {} is no stored golden run: store one with `lockstep-harness bless RUN --into {}`",
+            path.display(),
+            path.display()
+        ));
+    }
+    Ok(Case { name: "golden".into(), against: None, work: Work::Stored(path), timeout, mode: Mode::Exact })
 }
 
 /// `earlier` are the cases that this one may be compared with; none for the golden run.

@@ -53,6 +53,7 @@ impl Run {
                 .map(|step| SampleLine {
                     step,
                     micro_batches: vec![vec![step * 4, step * 4 + 1], vec![9, step]],
+                    masks: Vec::new(),
                 })
                 .collect(),
             digests: (0..=STEPS).flat_map(|step| digests(step, world_size)).collect(),

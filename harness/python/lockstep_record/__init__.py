@@ -1,0 +1,31 @@
+"""Writes a run directory as docs/run-record.md describes it, from any PyTorch training: see `Recorder`.
+
+Only `recorder`, `adapters`, `world` and `machine` know PyTorch; a trainer in another framework needs `RunDirectory` and
+the functions beside it, which take numpy arrays.
+"""
+
+from .digests import BLOCK_ELEMENTS, LANES, digest, fingerprint, flat, global_norm, square_sum
+from .directory import RECORD_VERSION, RunDirectory
+from .lines import digest_lines, rank_ranges, real
+from .machine import processor, rank_info, resident_bytes_max, versions
+from .recorder import Recorder
+
+__all__ = [
+    "BLOCK_ELEMENTS",
+    "LANES",
+    "RECORD_VERSION",
+    "Recorder",
+    "RunDirectory",
+    "digest",
+    "digest_lines",
+    "fingerprint",
+    "flat",
+    "global_norm",
+    "processor",
+    "rank_info",
+    "rank_ranges",
+    "real",
+    "resident_bytes_max",
+    "square_sum",
+    "versions",
+]
