@@ -159,7 +159,8 @@ mod tests {
     use super::*;
 
     fn sample(step: u64) -> String {
-        serde_json::to_string(&SampleLine { step, micro_batches: vec![vec![step]], masks: vec![] }).unwrap() + "\n"
+        serde_json::to_string(&SampleLine { step, micro_batches: vec![vec![step]], masks: vec![] }).unwrap()
+            + "\n"
     }
 
     #[test]

@@ -44,7 +44,8 @@ pub use flight::{Channel, FLIGHT_LINES_MAX, FlightLine, FlightState};
 pub use jsonl::{Lines, RecordError, read_json, read_lines, read_named_lines};
 pub use layout::RunDir;
 pub use manifest::{
-    DataInfo, Ended, Manifest, ModelInfo, Outcome, Processor, ProcessorKind, Program, RankInfo, Segment, TensorInfo,
+    DataInfo, Ended, Manifest, ModelInfo, Outcome, Processor, ProcessorKind, Program, RankInfo, Segment,
+    TensorInfo,
 };
 pub use real::Real;
 pub use steps::{DigestLine, Phase, RankRange, SampleLine, Seconds, StepLine, rank_ranges};

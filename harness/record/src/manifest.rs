@@ -136,7 +136,10 @@ impl Processor {
         let first = text.split("\n\n").next().unwrap_or_default();
         let fact = |wanted: &str| {
             let facts = first.lines().filter_map(|line| line.split_once(':'));
-            facts.into_iter().find(|(name, _)| name.trim() == wanted).map(|(_, value)| value.trim().to_owned())
+            facts
+                .into_iter()
+                .find(|(name, _)| name.trim() == wanted)
+                .map(|(_, value)| value.trim().to_owned())
         };
         Some(Self {
             kind: ProcessorKind::Cpu,

@@ -27,7 +27,7 @@ pub struct Reading {
 }
 
 /// Reads two tensors of one dtype and length side by side.
-pub fn compare_streams(name: &str, mut streams: [TensorStream<'_>; 2]) -> Result<Reading, CompareError> {
+pub fn compare_streams(name: &str, mut streams: [TensorStream; 2]) -> Result<Reading, CompareError> {
     let size = dtype(name).map_or(1, |(size, _)| size);
     let mut found = Search { name, size, elements: None };
     let mut buffers = [Vec::new(), Vec::new()];

@@ -361,6 +361,7 @@ mod tests {
             samples: Some(SampleLine {
                 step: 7,
                 micro_batches: vec![vec![1, 2], vec![3, 4], vec![5, 6], vec![7, 8]],
+                masks: Vec::new(),
             }),
             metrics: serde_json::from_value(metrics).ok(),
             digests,

@@ -9,9 +9,10 @@ use lockstep_record::{CheckpointManifest, Outcome, RunDir, exit};
 
 use super::family::Family;
 use super::header::{GOLDEN_VERSION, Header, StoredFile};
-use crate::compare::{CompareError, Run, config_digest, open_plain_file, read_manifest};
+use crate::compare::{CompareError, Run, config_digest, read_manifest};
 use crate::lint::{Severity, lint};
 use crate::plan_file::check_name;
+use lockstep_record::open_plain_file;
 
 /// What is to be stored, and where.
 #[derive(Clone, Debug)]
@@ -197,7 +198,7 @@ fn copy(run: &RunDir, target: &Path, all_checkpoints: bool) -> Result<Vec<Stored
 }
 
 fn copy_file(from: &Path, to: &Path, inside: &Path) -> Result<StoredFile, BlessError> {
-    let (mut source, _) = open_plain_file(from)?;
+    let (mut source, _) = open_plain_file(from).map_err(CompareError::from)?;
     if let Some(folder) = to.parent() {
         fs::create_dir_all(folder).map_err(BlessError::io(folder))?;
     }

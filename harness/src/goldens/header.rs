@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::date::day;
 use super::family::Family;
-use crate::compare::{CompareError, blake3_of, open_plain_file};
+use crate::compare::{CompareError, blake3_of};
+use lockstep_record::open_plain_file;
 
 /// Version of the header's format.
 pub const GOLDEN_VERSION: u32 = 1;

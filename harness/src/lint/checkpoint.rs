@@ -9,7 +9,8 @@ use lockstep_record::{
 use super::facts::Context;
 use super::finding::{Finding, Looked};
 use super::history::History;
-use crate::compare::{Checkpoint, CompareError, Run, blake3_of, dtype, open_plain_file};
+use crate::compare::{Checkpoint, CompareError, Run, blake3_of, dtype};
+use lockstep_record::open_plain_file;
 
 /// Elements that are in memory at a time: whole blocks.
 const WINDOW_ELEMENTS: usize = 256 * BLOCK_ELEMENTS;

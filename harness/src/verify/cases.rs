@@ -78,7 +78,9 @@ impl Runner {
             .map_err(|error| Failure::CouldNotRun(format!("{}: {error}", folder.display())))?;
         let run_dir = folder.join("run");
         match &case.work {
-            Work::Stored(path) => check_stored(path).map_err(|error| Failure::CouldNotRun(error.to_string()))?,
+            Work::Stored(path) => {
+                check_stored(path).map_err(|error| Failure::CouldNotRun(error.to_string()))?
+            }
             Work::Stages(stages) => self.run_stages(group, case, stages, folder, launches)?,
             Work::Foreign { command, requires, ranks, .. } => {
                 let (plan_dir, trainer) = (&plan.folder, &self.trainer);
