@@ -203,7 +203,8 @@ mod tests {
                 "{shape:?} on {threads} threads"
             );
         }
-        let extreme = Tensor::from_slice(&[f32::NAN, f32::INFINITY, -f32::INFINITY, -0.0, 1e30, -1e30, 1e-40, 0.5]);
+        let extreme =
+            Tensor::from_slice(&[f32::NAN, f32::INFINITY, -f32::INFINITY, -0.0, 1e30, -1e30, 1e-40, 0.5]);
         let x = extreme.repeat([8]).set_requires_grad(true);
         assert_eq!(bits(&gelu_tanh(&x).unwrap()), bits(&x.gelu("tanh")));
     }

@@ -271,7 +271,9 @@ fn make_comparison(item: ComparisonFile, file: &PlanFile, folder: &Path) -> Resu
     let warmup_steps = item.warmup_steps.or(file.warmup_steps).unwrap_or(2);
     let turn = file.turn_s.filter(|_| !own_clock).map(seconds).transpose()?;
     if turn.is_some() && warmup_steps == 0 {
-        return Err("turn_s: needs at least one step of warm-up, since a run's first step has no beginning".into());
+        return Err(
+            "turn_s: needs at least one step of warm-up, since a run's first step has no beginning".into()
+        );
     }
     Ok(Comparison {
         config: find_config(folder, &item.config)?,

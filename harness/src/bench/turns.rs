@@ -45,7 +45,8 @@ impl Freezer {
         let asked = Instant::now();
         while !fs::read_to_string(self.path.join("cgroup.events"))?.lines().any(|line| line == wanted) {
             if asked.elapsed() > FREEZE_LIMIT {
-                let late = format!("{}: not {wanted:?} after {} s", self.path.display(), FREEZE_LIMIT.as_secs());
+                let late =
+                    format!("{}: not {wanted:?} after {} s", self.path.display(), FREEZE_LIMIT.as_secs());
                 return Err(io::Error::new(io::ErrorKind::TimedOut, late));
             }
             std::thread::sleep(Duration::from_micros(200));
@@ -252,7 +253,9 @@ mod tests {
         let ran = take_turns([entrant(0), entrant(1)], rules).unwrap();
         let wall = begin.elapsed();
         assert!(ran.len() == 2 && ran.iter().all(|ran| ran.ended == Ended::Exit(0)), "{:?}", ran[0].ended);
-        assert!(ran.iter().all(|ran| ran.marks.len() == lines && step_seconds(&ran.marks, 1).len() == lines - 1));
+        assert!(
+            ran.iter().all(|ran| ran.marks.len() == lines && step_seconds(&ran.marks, 1).len() == lines - 1)
+        );
         let own: Duration = ran.iter().map(|ran| ran.marks[lines - 1]).sum();
         assert!(own <= wall, "{own:?} of their own within {wall:?}");
     }
