@@ -32,6 +32,12 @@ pub enum Mutation {
     EndlessLoop,
     /// What compression leaves out of a gradient is lost instead of being added to the next one.
     ForgetResiduals,
+    /// One tensor's reduced gradient is a millionth too large.
+    ScaledTensor,
+    /// In step 4 one bucket brings the gradient of step 3 once more.
+    StaleBucket,
+    /// The loss is divided by one target too many.
+    LossOffByOne,
 }
 
 static ACTIVE: OnceLock<Mutation> = OnceLock::new();

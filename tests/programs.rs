@@ -13,4 +13,5 @@ mod launch_jobs;
 mod negative_controls;
 mod overlap;
 mod resume;
+mod tolerance;
 mod tune;

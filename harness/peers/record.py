@@ -53,6 +53,27 @@ def square_sum(elements):
     return float(sequential(sequential(lanes, axis=1)))
 
 
+def sketch_codes():
+    """Bin (low three bits) and sign (bit 3) of each element of a block (harness/record/src/sketch.rs)."""
+    hashes = [xxhash.xxh3_128(number.to_bytes(8, "little")).intdigest() for number in range(BLOCK_ELEMENTS // 32)]
+    return numpy.array([(value >> (4 * nibble)) & 15 for value in hashes for nibble in range(32)])
+
+
+SKETCH_CODES = sketch_codes()
+
+
+def sketch(elements):
+    """Eight numbers from which the distance of two tensors can be estimated: each element is added to one of them, with a sign."""
+    bins = numpy.zeros(8)
+    for number, start in enumerate(range(0, elements.size, BLOCK_ELEMENTS)):
+        block = elements[start : start + BLOCK_ELEMENTS].astype(numpy.float64)
+        codes = SKETCH_CODES[: block.size]
+        sums = numpy.bincount(codes & 7, weights=numpy.where(codes & 8, -block, block), minlength=8)
+        turn = xxhash.xxh3_128(number.to_bytes(8, "little"), seed=1).intdigest() & 15
+        bins += numpy.roll(-sums if turn & 8 else sums, turn & 7)
+    return tuple(bins.tolist())
+
+
 def global_norm(square_sums):
     """L2 norm of all tensors together, from their sums of squares in the model's order."""
     total = 0.0
@@ -79,7 +100,7 @@ def rank_ranges(ranks):
 
 
 def digest_lines(step, phase, per_rank):
-    """Lines of digests.jsonl from each rank's list of (tensor, micro-batch or None, digest, norm).
+    """Lines of digests.jsonl from each rank's list of (tensor, micro-batch or None, digest, norm, sketch or None).
 
     Ranks that hold the same value share a line, so a second line for a tensor is a replica that has parted.
     """
@@ -87,11 +108,14 @@ def digest_lines(step, phase, per_rank):
         holders = {}
         for rank, entry in enumerate(entries):
             holders.setdefault(entry, []).append(rank)
-        for (tensor, micro_batch, value, norm), ranks in holders.items():
+        for (tensor, micro_batch, value, norm, bins), ranks in holders.items():
             line = {"step": step, "phase": phase, "tensor": tensor}
             if micro_batch is not None:
                 line["micro_batch"] = micro_batch
-            yield line | {"digest": value, "norm": real(norm), "ranks": rank_ranges(ranks)}
+            line |= {"digest": value, "norm": real(norm)}
+            if bins is not None:
+                line["sketch"] = [real(value) for value in bins]
+            yield line | {"ranks": rank_ranges(ranks)}
 
 
 def resident_bytes_max():

@@ -12,7 +12,7 @@ import xxhash
 from golden import Refused
 from gradients import share, tree_sum
 from images import draw_all, philox
-from record import BLOCK_ELEMENTS, LANES, digest, digest_lines, rank_ranges, real, square_sum
+from record import BLOCK_ELEMENTS, LANES, SKETCH_CODES, digest, digest_lines, rank_ranges, real, sketch, square_sum
 from schedule import learning_rate
 from world import World, world_of
 
@@ -87,10 +87,22 @@ class RecordTest(unittest.TestCase):
                 self.assertEqual(int(text, 16), bits)
 
     def test_a_parted_replica_gets_its_own_line(self):
-        same, other = ("w", None, "aa", 1.0), ("w", None, "bb", 1.0)
+        same, other = ("w", None, "aa", 1.0, None), ("w", None, "bb", 1.0, None)
         lines = list(digest_lines(3, "parameters", [[same], [other], [same], [same]]))
         self.assertEqual([(line["digest"], line["ranks"]) for line in lines], [("aa", [[0, 0], [2, 3]]), ("bb", [[1, 1]])])
         self.assertEqual(rank_ranges([0, 1, 2, 5, 7, 8]), [[0, 2], [5, 5], [7, 8]])
+
+
+class SketchTest(unittest.TestCase):
+    def test_the_definition_is_pinned(self):
+        """The numbers that harness/record/src/sketch.rs is tested for."""
+        self.assertEqual(SKETCH_CODES[:8].tolist(), [2, 11, 5, 6, 6, 5, 3, 0])
+        self.assertEqual(list(sketch(numpy.arange(3000, dtype="<f4"))), [43551.0, 43033.0, 22469.0, 16864.0, -13937.0, -23817.0, -2008.0, 33893.0])
+
+    def test_a_line_has_one_only_where_it_was_taken(self):
+        lines = list(digest_lines(3, "parameters", [[("w", None, "aa", 1.0, None), ("b", None, "aa", 1.0, (1.0,) * 8)]]))
+        self.assertNotIn("sketch", lines[0])
+        self.assertEqual(lines[1]["sketch"], [1.0] * 8)
 
 
 class ImagesTest(unittest.TestCase):

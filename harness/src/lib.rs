@@ -4,6 +4,7 @@
 //! event at which they part. [`verify`] launches a plan of runs and compares each with its golden run, and
 //! [`bench`] one that compares speed and memory; [`tune`] finds a training's fastest setting; [`launch`] is what they
 //! start programs with. [`report`] shows what came out. [`flight`] says where the ranks of a run that broke parted,
+//! [`tolerance`] says how far a run that cannot have the same bits may be from its golden run,
 //! [`trace`] how much of a run's communication was hidden behind computing, and [`predict`] what more ranks would bring.
 //! The crate knows the run record (`lockstep_record`) and nothing of any trainer: whoever writes the record is judged
 //! alike.
@@ -17,6 +18,7 @@ mod median;
 pub mod plan_file;
 pub mod predict;
 pub mod report;
+pub mod tolerance;
 pub mod trace;
 pub mod tune;
 pub mod verify;

@@ -38,6 +38,7 @@ pub fn segment(session: &Session, start: &Start) -> Result<Segment, Failure> {
         strategy: config.parallel.strategy.name().into(),
         reduction: if session.isolated { "none" } else { config.parallel.reduction.name() }.into(),
         compression: session.compression.clone(),
+        perturbation: session.perturbation,
         backend: session.comm.name().into(),
         threads_per_rank: tch::get_num_threads() as u32,
         cpu_capability: torch::cpu_capability(),

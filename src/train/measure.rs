@@ -10,7 +10,7 @@ use crate::grad::flat::Flat;
 use crate::grad::norm;
 use crate::grad::tree::sum_scalars;
 use crate::launch::Failure;
-use crate::metrics::{local_gradients, replicas, resident_bytes, shards};
+use crate::metrics::{Subject, local_gradients, replicas, resident_bytes, shards};
 use crate::partition::share;
 use crate::session::Session;
 use crate::strategy::{gather_square_sums, square_sums};
@@ -27,7 +27,11 @@ pub fn initial_digests(session: &Session) -> Result<Vec<DigestLine>, Failure> {
         return Ok(Vec::new());
     }
     let parameters = |bucket: usize| &session.parameters.buffers()[bucket];
-    Ok(replicas(session.comm, &session.layout, (0, Phase::Parameters), "", &parameters)?)
+    Ok(replicas(session.comm, &session.layout, &subject(session, 0, Phase::Parameters, ""), &parameters)?)
+}
+
+fn subject<'a>(session: &Session, step: u64, phase: Phase, prefix: &'a str) -> Subject<'a> {
+    Subject { step, phase, prefix, sketched: session.config.record.sketches }
 }
 
 /// Digests of each micro-batch's gradient and of their sum, before clipping.
@@ -44,10 +48,12 @@ pub fn gradient_digests(
     let mut lines = Vec::new();
     if session.config.record.local_gradients {
         let first = |rank| share(session.config.batch.micro_batches, comm.size(), rank).start;
-        lines.extend(local_gradients(comm, layout, step, &local.gradients, &first)?);
+        let subject = subject(session, step, Phase::LocalGradient, "");
+        lines.extend(local_gradients(comm, layout, &subject, &local.gradients, &first)?);
     }
     let gradient = |bucket| session.accumulator.gradient(bucket);
-    lines.extend(digests(session, (step, Phase::ReducedGradient), "", &gradient, &|_| 0)?);
+    let subject = subject(session, step, Phase::ReducedGradient, "");
+    lines.extend(digests(session, &subject, &gradient, &|_| 0)?);
     Ok(lines)
 }
 
@@ -62,31 +68,30 @@ pub fn state_digests(session: &Session, step: u64, due: bool) -> Result<Vec<Dige
     for (kind, name) in session.optimizer.state_names().iter().enumerate() {
         let (state, prefix) = (session.optimizer.state(kind), format!("{name}/"));
         let state = |bucket: usize| &state[bucket];
-        lines.extend(digests(session, (step, Phase::Optimizer), &prefix, &state, &|bucket| {
-            mine[bucket].start
-        })?);
+        let subject = subject(session, step, Phase::Optimizer, &prefix);
+        lines.extend(digests(session, &subject, &state, &|bucket| mine[bucket].start)?);
     }
     let parameters = |bucket: usize| &session.parameters.buffers()[bucket];
-    lines.extend(replicas(session.comm, &session.layout, (step, Phase::Parameters), "", &parameters)?);
+    let subject = subject(session, step, Phase::Parameters, "");
+    lines.extend(replicas(session.comm, &session.layout, &subject, &parameters)?);
     Ok(lines)
 }
 
 /// Of buffers that start at `start(bucket)`: each rank's copy, or their shards together.
 fn digests<'b>(
     session: &'b Session,
-    at: (u64, Phase),
-    prefix: &str,
+    subject: &Subject,
     buffer: &dyn Fn(usize) -> &'b Flat,
     start: &dyn Fn(usize) -> usize,
 ) -> Result<Vec<DigestLine>, Failure> {
     let (comm, layout, ownership) = (session.comm, &session.layout, &session.ownership);
     if !ownership.is_sharded() {
-        return Ok(replicas(comm, layout, at, prefix, buffer)?);
+        return Ok(replicas(comm, layout, subject, buffer)?);
     }
     let elements = |bucket: usize, range: std::ops::Range<usize>| {
         buffer(bucket).as_slice()[range.start - start(bucket)..range.end - start(bucket)].to_vec()
     };
-    Ok(shards(comm, layout, at, prefix, &|rank| ownership.owned(rank), &elements)?)
+    Ok(shards(comm, layout, subject, &|rank| ownership.owned(rank), &elements)?)
 }
 
 /// What each rank tells the others at the end of a step.

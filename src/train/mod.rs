@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::grad::norm;
 use crate::launch::{Failure, StopRequest};
 use crate::metrics::{Progress, Recorder};
+use crate::perturb;
 use crate::session::Session;
 use crate::strategy::gather_square_sums;
 use crate::trace::{About, Category};
@@ -65,6 +66,7 @@ pub fn run(
 
         watch.enter(Category::Wait, About::default());
         let sums = session.reducer.finish(&mut session.accumulator)?;
+        step::plant_gradient(session, step);
         let sums = gather_square_sums(session.comm, &session.ownership, &sums)?;
         let (norms, gradient_norm) = norm::norms(&session.layout, &sums);
         let skipped_for = step::refuse_non_finite(session, step, &norms)?;
@@ -81,6 +83,7 @@ pub fn run(
             Some(_) => step::skip_update(session),
         }
         step::plant_parameter(session, step)?;
+        perturb::parameters(session, step)?;
 
         watch.enter(Category::Forward, About::default());
         let validation_loss = evaluate::if_due(session, step, last)?;

@@ -1,5 +1,7 @@
 //! The parts of one step that compute.
 
+use std::sync::{Mutex, PoisonError};
+
 use lockstep_record::exit;
 use tch::{Device, Kind, Tensor};
 
@@ -15,6 +17,7 @@ use crate::metrics::Fingerprint;
 use crate::model::Dropout;
 use crate::mutate::{Mutation, active, strikes};
 use crate::optim::learning_rate;
+use crate::perturb;
 use crate::session::Session;
 use crate::trace::{About, Category};
 
@@ -49,7 +52,7 @@ pub fn forward_backward(
     }
     let mut local = Local::default();
     let record = digests_due && session.config.record.local_gradients;
-    let tokens = session.tokens() as f64;
+    let tokens = session.tokens() as f64 + if active(Mutation::LossOffByOne) { 1.0 } else { 0.0 };
     for (position, micro_batch) in session.micro_batches.clone().enumerate() {
         watch.enter(Category::Data, About::micro_batch(micro_batch));
         let ids = planted_samples(session, micro_batch, &samples.micro_batches[micro_batch]);
@@ -96,8 +99,9 @@ fn backward(
 ) -> Result<Vec<Fingerprint>, Failure> {
     let early = updates_early(session.config);
     let rate = rate(session.config, step);
-    let Session { hooks, accumulator, reducer, layout, optimizer, parameters, .. } = session;
-    let none = ParameterSet::default();
+    let (sketched, micro_batch) = (session.config.record.sketches, session.micro_batches.start + position);
+    let Session { hooks, accumulator, reducer, layout, optimizer, parameters, perturbation, .. } = session;
+    let (none, perturbation) = (ParameterSet::default(), *perturbation);
     let update = |bucket: usize| {
         let prepared = || optimizer.prepare(layout, bucket, &none, step, rate);
         early.then(|| (prepared(), parameters.buffers()[bucket].same_memory()))
@@ -106,8 +110,12 @@ fn backward(
     accumulator.begin(layout, position);
     let mut add = |accumulator: &mut Accumulator, index: usize, gradient: Tensor| {
         if let Some(print) = prints.get_mut(index) {
-            *print = Some(Fingerprint::of(flat::elements(&gradient)));
+            *print = Some(Fingerprint::of(flat::elements(&gradient), sketched));
         }
+        let gradient = match &perturbation {
+            None => gradient,
+            Some(perturbation) => perturb::gradient(perturbation, &gradient, index, micro_batch, step),
+        };
         if accumulator.add(layout, index, gradient) && accumulator.is_last() {
             reducer.complete(layout.slots[index].bucket, accumulator, &update);
         }
@@ -227,6 +235,24 @@ fn planted_samples(session: &Session, micro_batch: usize, ids: &[u64]) -> Vec<u6
         ids[0] = (ids[0] + 1) % session.corpus.info().train_samples;
     }
     ids
+}
+
+/// The planted bugs in a gradient that is reduced already: of the model's first parameter, and of the last bucket.
+pub fn plant_gradient(session: &mut Session, step: u64) {
+    static EARLIER: Mutex<Vec<f32>> = Mutex::new(Vec::new());
+    if active(Mutation::ScaledTensor) {
+        let slot = session.layout.slots[0].clone();
+        norm::scale(session.accumulator.gradient_mut(slot.bucket).as_mut_slice(), &slot.range(), 1.000_001);
+    }
+    if active(Mutation::StaleBucket) {
+        let bucket = session.layout.trained_buckets() - 1;
+        let gradient = session.accumulator.gradient_mut(bucket).as_mut_slice();
+        let mut earlier = EARLIER.lock().unwrap_or_else(PoisonError::into_inner);
+        if step == 4 && earlier.len() == gradient.len() {
+            gradient.copy_from_slice(&earlier);
+        }
+        *earlier = gradient.to_vec();
+    }
 }
 
 /// The planted bug: one element of one rank's copy moves by one unit in the last place after step 2.

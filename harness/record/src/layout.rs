@@ -98,6 +98,11 @@ impl RunDir {
         self.flight().join(format!("rank-{rank:05}.jsonl"))
     }
 
+    /// How far a candidate that cannot have the same bits may be from this run; the harness makes it.
+    pub fn tolerance(&self) -> PathBuf {
+        self.0.join("tolerance")
+    }
+
     pub fn report(&self) -> PathBuf {
         self.0.join("report")
     }

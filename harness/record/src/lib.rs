@@ -14,6 +14,7 @@
 //! RUN/trace/rank-00000.json  what each thread was doing when, of runs with `--trace`
 //! RUN/flight/rank-00000.jsonl   the last collectives of a rank, if the run broke
 //! RUN/checkpoints/step-00000100/{manifest.json, shard-00000-of-00004.safetensors, ...}
+//! RUN/tolerance/           how far an approximate candidate may be from this run, made by the harness
 //! RUN/report/              whatever was derived from the above
 //! ```
 //!
@@ -27,6 +28,7 @@ mod jsonl;
 mod layout;
 mod manifest;
 mod real;
+mod sketch;
 mod steps;
 mod trace;
 
@@ -35,8 +37,12 @@ pub use digest::{BLOCK_BYTES, BLOCK_ELEMENTS, Digest, block_digests, tensor_dige
 pub use flight::{Channel, FLIGHT_LINES_MAX, FlightLine, FlightState};
 pub use jsonl::{Lines, RecordError, read_json, read_lines};
 pub use layout::RunDir;
-pub use manifest::{DataInfo, Ended, Manifest, ModelInfo, Outcome, Program, RankInfo, Segment, TensorInfo};
+pub use manifest::{
+    DataInfo, Ended, Manifest, ModelInfo, Outcome, Perturbation, Perturbed, Program, RankInfo, Segment,
+    TensorInfo, Unit,
+};
 pub use real::Real;
+pub use sketch::{BlockSketch, SKETCH_BINS, Sketch, block_sketch};
 pub use steps::{DigestLine, Phase, RankRange, SampleLine, Seconds, StepLine, rank_ranges};
 
 pub use trace::{

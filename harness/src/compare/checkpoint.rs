@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use lockstep_record::{BLOCK_ELEMENTS, RecordError, RunDir, TensorEntry, block_digests, tensor_digest};
+use lockstep_record::{
+    BLOCK_ELEMENTS, Phase, RecordError, RunDir, TensorEntry, block_digests, tensor_digest,
+};
 
 use super::CompareError;
+use super::bars::{Bars, Subject};
 use super::difference::{Check, Difference, Event, Place};
 use super::tensors::{Checkpoint, TensorStream, dtype};
 use super::values::{Format, Mode, Scalar, Value};
@@ -16,7 +19,7 @@ const WINDOW_ELEMENTS: usize = 256 * BLOCK_ELEMENTS;
 pub fn compare_checkpoints(
     golden: &RunDir,
     candidate: &RunDir,
-    mode: Mode,
+    bars: Bars,
 ) -> Result<Vec<Check>, CompareError> {
     let mut checks = Checks::new();
     let (left, right) = (steps(golden)?, steps(candidate)?);
@@ -43,7 +46,8 @@ pub fn compare_checkpoints(
         let form = |tensor: &TensorEntry| format!("{} {:?}", tensor.dtype, tensor.shape);
         match (left.get(name), right.get(name)) {
             (Some(left), Some(right)) if (&left.dtype, &left.shape) == (&right.dtype, &right.shape) => {
-                let mut pair = TensorPair { mode, check, place: &place, entries: [left, right] };
+                let judge = Judge::new(bars, step, name);
+                let mut pair = TensorPair { judge, check, place: &place, entries: [left, right] };
                 pair.compare([golden.stream(left)?, candidate.stream(right)?])?;
             }
             (left, right) => {
@@ -101,9 +105,66 @@ fn compare_state(check: &mut Check, step: u64, golden: &Checkpoint, candidate: &
     }
 }
 
+/// What two tensors are judged by.
+enum Judge {
+    /// Element by element.
+    Each(Mode),
+    Whole(Whole),
+}
+
+/// The Euclidean distance of two tensors.
+#[derive(Default)]
+struct Whole {
+    /// None where the envelope knows nothing.
+    allowed: Option<f64>,
+    square_sum: f64,
+    /// Elements whose bits differ.
+    differing: u64,
+    /// The farthest of them: its place and its distance.
+    farthest: Option<(u64, f64)>,
+}
+
+impl Judge {
+    fn new(bars: Bars, step: u64, name: &str) -> Self {
+        let (phase, name) = match name.split_once('/') {
+            Some(("model", name)) => (Phase::Parameters, name),
+            Some((_, name)) => (Phase::Optimizer, name),
+            None => (Phase::Parameters, name),
+        };
+        let subject = Subject { step, phase: Some(phase), micro_batch: None, name };
+        match bars {
+            Bars::Same(mode) => Self::Each(mode),
+            Bars::Envelope(_) => Self::Whole(Whole { allowed: bars.distance(subject), ..Whole::default() }),
+        }
+    }
+}
+
+impl Whole {
+    fn note(&mut self, index: u64, golden: Scalar, candidate: Scalar) {
+        let distance = (golden.to_f64() - candidate.to_f64()).abs();
+        self.square_sum += distance * distance;
+        self.differing += 1;
+        // A NaN is farther than anything.
+        if self.farthest.is_none_or(|(_, farthest)| distance > farthest || distance.is_nan()) {
+            self.farthest = Some((index, distance));
+        }
+    }
+
+    fn conclude(&self, check: &mut Check, place: &dyn Fn() -> Place) {
+        let Some((element, _)) = self.farthest else { return };
+        let Some(allowed) = self.allowed else {
+            let note = format!("{} at step {:?} is not in the envelope", place().what, place().step);
+            check.note = Some(note);
+            return;
+        };
+        check.compared += self.differing - 1;
+        check.within(allowed, self.square_sum.sqrt(), || Place { element: Some(element), ..place() });
+    }
+}
+
 /// One tensor of both checkpoints, of one dtype and shape.
 struct TensorPair<'a, P: Fn() -> Place> {
-    mode: Mode,
+    judge: Judge,
     check: &'a mut Check,
     place: &'a P,
     /// The golden run's and the candidate's.
@@ -125,6 +186,9 @@ impl<P: Fn() -> Place> TensorPair<'_, P> {
             }
             self.window(element, element_bytes, format, [&buffers[0], &buffers[1]]);
             element += (bytes / element_bytes) as u64;
+        }
+        if let Judge::Whole(whole) = &self.judge {
+            whole.conclude(self.check, self.place);
         }
         for (side, (entry, blocks)) in
             ["golden", "candidate"].into_iter().zip(self.entries.into_iter().zip(blocks))
@@ -155,7 +219,11 @@ impl<P: Fn() -> Place> TensorPair<'_, P> {
             match format {
                 Some(format) => {
                     let (left, right) = (Scalar::from_le(format, left), Scalar::from_le(format, right));
-                    self.check.scalars(self.mode, left, right, place);
+                    match &mut self.judge {
+                        Judge::Each(mode) => self.check.scalars(*mode, left, right, place),
+                        Judge::Whole(_) if left == right => self.check.agree(),
+                        Judge::Whole(whole) => whole.note(index, left, right),
+                    }
                 }
                 None => self.check.same(&left, &right, || {
                     let bytes = |bytes: &[u8]| Value::text(format!("bytes {bytes:02x?}"));

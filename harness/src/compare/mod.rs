@@ -1,5 +1,6 @@
 //! Whether two runs are the same run, and if not, where they first part.
 
+mod bars;
 mod checkpoint;
 mod config;
 mod difference;
@@ -14,6 +15,9 @@ use std::path::{Path, PathBuf};
 use lockstep_record::{Manifest, RecordError, RunDir, read_json, read_lines};
 use serde::Serialize;
 
+use crate::tolerance::Envelope;
+
+pub use bars::{Bars, Subject};
 pub use checkpoint::compare_checkpoints;
 pub use config::compare_manifests;
 pub use difference::{Check, Difference, Event, Place, Verdict, rank_text};
@@ -35,6 +39,8 @@ pub enum CompareError {
     Record(#[from] RecordError),
     #[error("{}: {problem}", path.display())]
     Malformed { path: PathBuf, problem: String },
+    #[error("{} has no envelope yet: make it with `lockstep-harness tolerance {}`", .0.display(), .0.display())]
+    NoEnvelope(PathBuf),
     #[error(
         "{} and {} have no step in common, so nothing is known about them",
         golden.display(),
@@ -130,17 +136,24 @@ fn plain_file_bytes(path: &Path) -> Result<u64, CompareError> {
 }
 
 /// The lines of a file of the record, in constant memory.
-fn lines<T: serde::de::DeserializeOwned + Stepped>(
+pub(crate) fn lines<T: serde::de::DeserializeOwned + Stepped>(
     path: &Path,
 ) -> Result<impl Iterator<Item = Result<T, CompareError>> + use<T>, CompareError> {
     plain_file_bytes(path)?;
     Ok(in_order(path.to_owned(), read_lines(path)?))
 }
 
-/// Compares two run directories. `golden` is the reference: tolerances are relative to it.
+/// Compares two run directories. `golden` is the reference: tolerances are relative to it, and [`Mode::Auto`] reads its
+/// envelope.
 pub fn compare(golden: &Path, candidate: &Path, mode: Mode) -> Result<Comparison, CompareError> {
     let (golden, candidate) = (Run::open(golden)?, Run::open(candidate)?);
     let (mut checks, mut notes) = compare_manifests(&golden.manifest, &candidate.manifest);
+    let envelope = match mode {
+        Mode::Auto => Some(Envelope::load(&golden.dir, &golden.manifest)?),
+        _ => None,
+    };
+    notes.extend(envelope.as_ref().map(Envelope::describe));
+    let bars = envelope.as_ref().map_or(Bars::Same(mode), Bars::Envelope);
     let first_step = golden.first_step().max(candidate.first_step());
     if first_step > 1 {
         notes.push(format!("compared from step {first_step}: one of the runs starts there"));
@@ -151,7 +164,7 @@ pub fn compare(golden: &Path, candidate: &Path, mode: Mode) -> Result<Comparison
     checks.push(compare_samples(Join::new(lines(&left)?, lines(&right)?), first_step)?);
 
     let (left, right) = pair(RunDir::metrics);
-    let metrics = compare_metrics(Join::new(lines(&left)?, lines(&right)?), first_step, mode)?;
+    let metrics = compare_metrics(Join::new(lines(&left)?, lines(&right)?), first_step, bars)?;
     if metrics.steps == 0 {
         let (golden, candidate) = (golden.dir.path().to_owned(), candidate.dir.path().to_owned());
         return Err(CompareError::NothingCompared { golden, candidate });
@@ -161,13 +174,13 @@ pub fn compare(golden: &Path, candidate: &Path, mode: Mode) -> Result<Comparison
     let (left, right) = pair(RunDir::digests);
     if left.exists() && right.exists() {
         let worlds = [&golden, &candidate].map(|run| move |step| run.world_size_at(step));
-        checks.extend(compare_digests(lines(&left)?, lines(&right)?, mode, worlds)?);
+        checks.extend(compare_digests(lines(&left)?, lines(&right)?, bars, worlds)?);
     } else {
         notes.push(
             "one of the runs has no digests.jsonl: its steps were not compared tensor by tensor".into(),
         );
     }
-    checks.extend(compare_checkpoints(&golden.dir, &candidate.dir, mode)?);
+    checks.extend(compare_checkpoints(&golden.dir, &candidate.dir, bars)?);
 
     Ok(Comparison {
         golden: golden.dir.path().to_owned(),
