@@ -74,6 +74,10 @@ pub struct Train {
     /// what hiding communication can reach
     #[arg(long, value_enum, value_name = "WHAT", default_value = "all")]
     pub comm: Exchanged,
+    /// Move values at random by at most one unit in the last place, to see how far the run moves: `gradients` (of each
+    /// micro-batch) or `all` (parameters, too), the unit fp32, bf16 or fp16. For `lockstep-harness tolerance`
+    #[arg(long, value_name = "WHAT:SEED[:UNIT]")]
+    pub perturb: Option<lockstep_record::Perturbation>,
     /// Build everything, print what would run, and take no step
     #[arg(long)]
     pub dry_run: bool,

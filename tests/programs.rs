@@ -16,5 +16,6 @@ mod negative_controls;
 mod overlap;
 mod parsers;
 mod resume;
+mod tolerance;
 mod tune;
 mod zoo;

@@ -18,6 +18,7 @@ from lockstep_record import (  # noqa: E402, F401
     rank_ranges,
     real,
     resident_bytes_max,
+    sketch,
     square_sum,
     versions,
 )

@@ -5,6 +5,7 @@ mod bless;
 mod lint;
 mod predict;
 mod report;
+mod tolerance;
 mod trace;
 mod zoo;
 
@@ -47,6 +48,8 @@ enum Command {
     Verify(VerifyArgs),
     /// Show any number of runs beside the first one: a table, and a page with their curves.
     Report(report::ReportArgs),
+    /// Make a golden run's envelope, for comparisons with --tolerance auto.
+    Tolerance(tolerance::ToleranceArgs),
     /// Say where the ranks of a run that hung or broke part: who is missing, and what each was doing.
     Flight {
         /// Run directory.
@@ -74,8 +77,11 @@ struct CompareArgs {
     /// Run directory that is judged.
     candidate: PathBuf,
     /// Demand the same bits (the default).
-    #[arg(long, conflicts_with_all = ["rtol", "atol"])]
+    #[arg(long, conflicts_with_all = ["rtol", "atol", "tolerance"])]
     exact: bool,
+    /// Accept what the golden run's envelope allows at each step of each tensor: see `lockstep-harness tolerance`.
+    #[arg(long, value_name = "auto", conflicts_with_all = ["rtol", "atol"])]
+    tolerance: Option<Auto>,
     /// Accept |candidate − golden| ≤ atol + rtol·|golden|. Digests cannot be compared then.
     #[arg(long, value_name = "R", value_parser = tolerance)]
     rtol: Option<f64>,
@@ -88,6 +94,12 @@ struct CompareArgs {
     /// Print the comparison as JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// The one word that `--tolerance` takes.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Auto {
+    Auto,
 }
 
 #[derive(Debug, Args)]
@@ -124,9 +136,10 @@ fn tolerance(text: &str) -> Result<f64, String> {
 
 impl CompareArgs {
     fn mode(&self) -> Mode {
-        match (self.rtol, self.atol) {
-            (None, None) => Mode::Exact,
-            (rtol, atol) => Mode::Tolerance(Tolerance {
+        match (self.tolerance, self.rtol, self.atol) {
+            (Some(Auto::Auto), ..) => Mode::Auto,
+            (None, None, None) => Mode::Exact,
+            (None, rtol, atol) => Mode::Tolerance(Tolerance {
                 rtol: rtol.unwrap_or(0.0),
                 atol: atol.unwrap_or(0.0),
                 parameter_norm_atol: None,
@@ -145,6 +158,7 @@ impl Cli {
             Command::Bless(args) => args.run(out, errors),
             Command::Verify(args) => run_verify(args, out, errors),
             Command::Report(args) => args.run(out, errors),
+            Command::Tolerance(args) => args.run(out, errors),
             Command::Flight { run } => run_flight(run, out, errors),
             Command::Trace(args) => args.run(out, errors),
             Command::Measure(args) => args.run(out, errors),

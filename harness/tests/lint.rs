@@ -66,6 +66,7 @@ fn line(step: u64, phase: Phase, tensor: String, micro_batch: Option<u32>, world
         digest: tensor_digest(block_digests(text.as_bytes(), 8)),
         // A length that no two of them share.
         norm: Real(0.5 + f64::from(text.bytes().map(u32::from).sum::<u32>() % 97) / 97.0),
+        sketch: None,
         tensor,
         micro_batch,
         ranks: vec![match micro_batch {

@@ -39,6 +39,7 @@ pub fn segment(session: &Session, start: &Start) -> Result<Segment, Failure> {
         reduction: if session.isolated { "none" } else { config.parallel.reduction.name() }.into(),
         compression: session.compression.clone(),
         mutation: crate::mutate::planted(),
+        perturbation: session.perturbation,
         backend: session.comm.name().into(),
         threads_per_rank: tch::get_num_threads() as u32,
         cpu_capability: torch::cpu_capability(),

@@ -34,6 +34,10 @@ pub enum Mutation {
     BucketNotReduced,
     /// In step 3 a block of the last rank's first bucket is overwritten before it is sent.
     OverwrittenBucket,
+    /// One tensor's reduced gradient is a millionth too large.
+    ScaledTensor,
+    /// In step 4 one bucket brings the gradient of step 3 once more.
+    StaleBucket,
 
     // Accumulation
     /// Only a rank's first micro-batch counts.
@@ -58,6 +62,8 @@ pub enum Mutation {
     MeanPerRank,
     /// The loss is divided by the rank's own tokens and never by the number of ranks.
     LocalMean,
+    /// The loss is divided by one target too many.
+    LossOffByOne,
     /// Blanks do not count as targets, but the divisor counts them.
     IgnoredTargets,
     /// The recorded loss is that of the first micro-batch alone.

@@ -8,7 +8,7 @@ mod weights;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use lockstep_record::{DataInfo, ModelInfo, TensorInfo, TrainingState, exit};
+use lockstep_record::{DataInfo, ModelInfo, Perturbation, TensorInfo, TrainingState, exit};
 
 pub use parameters::Parameters;
 
@@ -57,6 +57,8 @@ pub struct Session<'a> {
     pub named_unused: ParameterSet,
     /// Steps so far that were skipped one after the other.
     pub skipped_in_a_row: u64,
+    /// What is moved on purpose.
+    pub perturbation: Option<Perturbation>,
     initial: Vec<Initial>,
 }
 
@@ -121,6 +123,7 @@ impl<'a> Session<'a> {
             trace,
             named_unused: ParameterSet::default(),
             skipped_in_a_row: 0,
+            perturbation: None,
             initial,
         })
     }

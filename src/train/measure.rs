@@ -11,7 +11,7 @@ use crate::grad::flat::Flat;
 use crate::grad::tree::sum_scalars;
 use crate::grad::{flat, norm};
 use crate::launch::Failure;
-use crate::metrics::{Fingerprint, numbers, of_micro_batches, replicas, resident_bytes, shards};
+use crate::metrics::{Fingerprint, Subject, numbers, of_micro_batches, replicas, resident_bytes, shards};
 use crate::model::MicroBatch;
 use crate::mutate::{Mutation, active, strikes};
 use crate::partition::share;
@@ -30,7 +30,11 @@ pub fn initial_digests(session: &Session) -> Result<Vec<DigestLine>, Failure> {
         return Ok(Vec::new());
     }
     let parameters = |bucket: usize| &session.parameters.buffers()[bucket];
-    Ok(replicas(session.comm, &session.layout, (0, Phase::Parameters), "", &parameters)?)
+    Ok(replicas(session.comm, &session.layout, &subject(session, 0, Phase::Parameters, ""), &parameters)?)
+}
+
+fn subject<'a>(session: &Session, step: u64, phase: Phase, prefix: &'a str) -> Subject<'a> {
+    Subject { step, phase, prefix, sketched: session.config.record.sketches }
 }
 
 /// The names under which [`contents`] are recorded.
@@ -38,7 +42,8 @@ const CONTENTS: [&str; 2] = ["inputs", "targets"];
 
 /// What a micro-batch is made of, as numbers in fp32: tokens and classes are small enough to be exact.
 pub fn contents(batch: &MicroBatch) -> Vec<Fingerprint> {
-    let print = |tensor: &Tensor| Fingerprint::of(flat::elements(&tensor.to_kind(Kind::Float).contiguous()));
+    let print =
+        |tensor: &Tensor| Fingerprint::of(flat::elements(&tensor.to_kind(Kind::Float).contiguous()), false);
     vec![print(&batch.inputs), print(&batch.targets)]
 }
 
@@ -54,14 +59,17 @@ pub fn gradient_digests(
     }
     let (comm, layout) = (session.comm, &session.layout);
     let first = |rank| share(session.config.batch.micro_batches, comm.size(), rank).start;
-    let mut lines = of_micro_batches(comm, (step, Phase::Data), &CONTENTS, &local.contents, &first)?;
+    // Candidates have the same data, so nobody asks how far it is away.
+    let data = Subject { step, phase: Phase::Data, prefix: "", sketched: false };
+    let mut lines = of_micro_batches(comm, &data, &CONTENTS, &local.contents, &first)?;
     if session.config.record.local_gradients {
         let names: Vec<&str> = layout.trained().map(|index| layout.parameters[index].name.as_str()).collect();
-        let at = (step, Phase::LocalGradient);
-        lines.extend(of_micro_batches(comm, at, &names, &local.gradients, &first)?);
+        let subject = subject(session, step, Phase::LocalGradient, "");
+        lines.extend(of_micro_batches(comm, &subject, &names, &local.gradients, &first)?);
     }
     let gradient = |bucket| session.accumulator.gradient(bucket);
-    lines.extend(digests(session, (step, Phase::ReducedGradient), "", &gradient, &|_| 0)?);
+    let subject = subject(session, step, Phase::ReducedGradient, "");
+    lines.extend(digests(session, &subject, &gradient, &|_| 0)?);
     Ok(lines)
 }
 
@@ -92,31 +100,30 @@ pub fn state_digests(session: &Session, step: u64, due: bool) -> Result<Vec<Dige
     for (kind, name) in session.optimizer.state_names().iter().enumerate() {
         let (state, prefix) = (session.optimizer.state(kind), format!("{name}/"));
         let state = |bucket: usize| &state[bucket];
-        lines.extend(digests(session, (step, Phase::Optimizer), &prefix, &state, &|bucket| {
-            mine[bucket].start
-        })?);
+        let subject = subject(session, step, Phase::Optimizer, &prefix);
+        lines.extend(digests(session, &subject, &state, &|bucket| mine[bucket].start)?);
     }
     let parameters = |bucket: usize| &session.parameters.buffers()[bucket];
-    lines.extend(replicas(session.comm, &session.layout, (step, Phase::Parameters), "", &parameters)?);
+    let subject = subject(session, step, Phase::Parameters, "");
+    lines.extend(replicas(session.comm, &session.layout, &subject, &parameters)?);
     Ok(lines)
 }
 
 /// Of buffers that start at `start(bucket)`: each rank's copy, or their shards together.
 pub fn digests<'b>(
     session: &'b Session,
-    at: (u64, Phase),
-    prefix: &str,
+    subject: &Subject,
     buffer: &dyn Fn(usize) -> &'b Flat,
     start: &dyn Fn(usize) -> usize,
 ) -> Result<Vec<DigestLine>, Failure> {
     let (comm, layout, ownership) = (session.comm, &session.layout, &session.ownership);
     if !ownership.is_sharded() {
-        return Ok(replicas(comm, layout, at, prefix, buffer)?);
+        return Ok(replicas(comm, layout, subject, buffer)?);
     }
     let elements = |bucket: usize, range: std::ops::Range<usize>| {
         buffer(bucket).as_slice()[range.start - start(bucket)..range.end - start(bucket)].to_vec()
     };
-    Ok(shards(comm, layout, at, prefix, &|rank| ownership.owned(rank), &elements)?)
+    Ok(shards(comm, layout, subject, &|rank| ownership.owned(rank), &elements)?)
 }
 
 /// What an update is scaled by.

@@ -20,6 +20,7 @@ use crate::grad::norm;
 use crate::launch::{Failure, StopRequest};
 use crate::metrics::{Progress, Recorder};
 use crate::mutate::{self, Mutation, active};
+use crate::perturb;
 use crate::session::Session;
 use crate::strategy::gather_square_sums;
 use crate::trace::{About, Category};
@@ -96,6 +97,7 @@ pub fn run(
 
         watch.enter(Category::Wait, About::default());
         let sums = session.reducer.finish(&mut session.accumulator)?;
+        planted::change_gradient(session, step);
         let sums = gather_square_sums(session.comm, &session.ownership, &sums)?;
         let (norms, gradient_norm) = norm::norms(&session.layout, &sums);
         let skipped_for = step::refuse_non_finite(session, step, &norms)?;
@@ -114,6 +116,7 @@ pub fn run(
             Some(_) => step::skip_update(session),
         }
         planted::move_parameter(session, step)?;
+        perturb::parameters(session, step)?;
 
         watch.enter(Category::Forward, About::default());
         let validation_loss = evaluate::if_due(session, step, last)?;

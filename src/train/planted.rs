@@ -1,5 +1,7 @@
 //! The planted bugs of a step: what is done instead of the right thing while one of them is on. See [`crate::mutate`].
 
+use std::sync::{Mutex, PoisonError};
+
 use tch::Tensor;
 
 use super::measure::Numbers;
@@ -34,6 +36,7 @@ pub fn tokens(session: &Session, tokens: f64) -> f64 {
     match () {
         () if active(Mutation::MeanPerRank) => own * session.comm.size() as f64,
         () if active(Mutation::LocalMean) => own,
+        () if active(Mutation::LossOffByOne) => tokens + 1.0,
         () => tokens,
     }
 }
@@ -74,6 +77,24 @@ pub fn scale(step: u64, micro_batch: usize, loss: Tensor) -> Tensor {
 /// The parameter whose gradient does not arrive.
 pub fn lost_hook(session: &Session, step: u64) -> Option<usize> {
     (struck(session, Mutation::LostHook) && step >= 3).then_some(LOST)
+}
+
+/// A gradient that is reduced already: that of the model's first parameter, or of the last bucket.
+pub fn change_gradient(session: &mut Session, step: u64) {
+    static EARLIER: Mutex<Vec<f32>> = Mutex::new(Vec::new());
+    if active(Mutation::ScaledTensor) {
+        let slot = session.layout.slots[0].clone();
+        norm::scale(session.accumulator.gradient_mut(slot.bucket).as_mut_slice(), &slot.range(), 1.000_001);
+    }
+    if active(Mutation::StaleBucket) {
+        let bucket = session.layout.trained_buckets() - 1;
+        let gradient = session.accumulator.gradient_mut(bucket).as_mut_slice();
+        let mut earlier = EARLIER.lock().unwrap_or_else(PoisonError::into_inner);
+        if step == 4 && earlier.len() == gradient.len() {
+            gradient.copy_from_slice(&earlier);
+        }
+        *earlier = gradient.to_vec();
+    }
 }
 
 /// What this rank's update is scaled by, given each tensor's norm.

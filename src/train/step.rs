@@ -17,6 +17,7 @@ use crate::launch::Failure;
 use crate::metrics::Fingerprint;
 use crate::model::Dropout;
 use crate::optim::learning_rate;
+use crate::perturb;
 use crate::session::Session;
 use crate::trace::{About, Category};
 
@@ -116,8 +117,9 @@ fn backward(
     let early = updates_early(session.config);
     let rate = rate(session.config, step);
     let lost = planted::lost_hook(session, step);
-    let Session { hooks, accumulator, reducer, layout, optimizer, parameters, .. } = session;
-    let none = ParameterSet::default();
+    let (sketched, micro_batch) = (session.config.record.sketches, session.micro_batches.start + position);
+    let Session { hooks, accumulator, reducer, layout, optimizer, parameters, perturbation, .. } = session;
+    let (none, perturbation) = (ParameterSet::default(), *perturbation);
     let update = |bucket: usize| {
         let prepared = || optimizer.prepare(layout, bucket, &none, step, rate);
         early.then(|| (prepared(), parameters.buffers()[bucket].same_memory()))
@@ -126,11 +128,15 @@ fn backward(
     accumulator.begin(layout, position);
     let mut add = |accumulator: &mut Accumulator, index: usize, gradient: Tensor| {
         if let Some(print) = prints.get_mut(index) {
-            *print = Some(Fingerprint::of(flat::elements(&gradient)));
+            *print = Some(Fingerprint::of(flat::elements(&gradient), sketched));
         }
         if let Some(captured) = captured.as_deref_mut() {
             captured.push((index, gradient.shallow_clone()));
         }
+        let gradient = match &perturbation {
+            None => gradient,
+            Some(perturbation) => perturb::gradient(perturbation, &gradient, index, micro_batch, step),
+        };
         if accumulator.add(layout, index, gradient) && accumulator.is_last() {
             reducer.complete(layout.slots[index].bucket, accumulator, &update);
         }

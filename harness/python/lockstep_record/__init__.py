@@ -4,7 +4,7 @@ Only `recorder`, `adapters`, `world` and `machine` know PyTorch; a trainer in an
 the functions beside it, which take numpy arrays.
 """
 
-from .digests import BLOCK_ELEMENTS, LANES, digest, fingerprint, flat, global_norm, square_sum
+from .digests import BLOCK_ELEMENTS, LANES, SKETCH_CODES, digest, fingerprint, flat, global_norm, sketch, square_sum
 from .directory import RECORD_VERSION, RunDirectory
 from .lines import digest_lines, rank_ranges, real
 from .machine import processor, rank_info, resident_bytes_max, versions
@@ -16,6 +16,7 @@ __all__ = [
     "RECORD_VERSION",
     "Recorder",
     "RunDirectory",
+    "SKETCH_CODES",
     "digest",
     "digest_lines",
     "fingerprint",
@@ -26,6 +27,7 @@ __all__ = [
     "rank_ranges",
     "real",
     "resident_bytes_max",
+    "sketch",
     "square_sum",
     "versions",
 ]

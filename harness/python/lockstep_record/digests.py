@@ -47,12 +47,34 @@ def square_sum(elements):
         return float(sequential(sequential(lanes, axis=1)))
 
 
-def fingerprint(tensor):
-    """Digest and sum of squares of a torch tensor."""
+def sketch_codes():
+    """Bin (low three bits) and sign (bit 3) of each element of a block (harness/record/src/sketch.rs)."""
+    hashes = [xxhash.xxh3_128(number.to_bytes(8, "little")).intdigest() for number in range(BLOCK_ELEMENTS // 32)]
+    return numpy.array([(value >> (4 * nibble)) & 15 for value in hashes for nibble in range(32)])
+
+
+SKETCH_CODES = sketch_codes()
+
+
+def sketch(elements):
+    """Eight numbers from which the distance of two tensors can be estimated: each element is added to one of them, with a sign."""
+    bins = numpy.zeros(8)
+    for number, start in enumerate(range(0, elements.size, BLOCK_ELEMENTS)):
+        block = elements[start : start + BLOCK_ELEMENTS].astype(numpy.float64)
+        codes = SKETCH_CODES[: block.size]
+        sums = numpy.bincount(codes & 7, weights=numpy.where(codes & 8, -block, block), minlength=8)
+        turn = xxhash.xxh3_128(number.to_bytes(8, "little"), seed=1).intdigest() & 15
+        bins += numpy.roll(-sums if turn & 8 else sums, turn & 7)
+    return tuple(bins.tolist())
+
+
+def fingerprint(tensor, sketched=False):
+    """Digest, sum of squares and sketch (None unless `sketched`) of a torch tensor."""
     import torch
 
     values = tensor.detach().to(torch.float64) if tensor.dtype == torch.bfloat16 else tensor
-    return digest(flat(tensor)), square_sum(flat(values))
+    elements = flat(values)
+    return digest(flat(tensor)), square_sum(elements), sketch(elements) if sketched else None
 
 
 def global_norm(square_sums):

@@ -22,15 +22,15 @@ def rank_ranges(ranks):
 
 
 def digest_lines(step, phase, per_rank, sharded=False):
-    """Lines of digests.jsonl from each rank's list of (tensor, micro-batch or None, digest, norm).
+    """Lines of digests.jsonl from each rank's list of (tensor, micro-batch or None, digest, norm, sketch or None).
 
     Ranks that hold the same value share a line, so a second line for a tensor is a replica that has parted. Tensors that
     the ranks hold together (`sharded`) were gathered by each rank, and rank 0 speaks for all.
     """
     if sharded:
         everyone = rank_ranges(range(len(per_rank)))
-        for tensor, micro_batch, value, norm in per_rank[0]:
-            line = digest_line(step, phase, (tensor, micro_batch, value, norm), everyone)
+        for entry in per_rank[0]:
+            line = digest_line(step, phase, entry, everyone)
             yield line | {"sharded": True} if len(per_rank) > 1 else line
         return
     for entries in zip(*per_rank, strict=True):
@@ -42,11 +42,14 @@ def digest_lines(step, phase, per_rank, sharded=False):
 
 
 def digest_line(step, phase, entry, ranks):
-    tensor, micro_batch, value, norm = entry
+    tensor, micro_batch, value, norm, bins = entry
     line = {"step": step, "phase": phase, "tensor": tensor}
     if micro_batch is not None:
         line["micro_batch"] = micro_batch
-    return line | {"digest": value, "norm": real(norm), "ranks": ranks}
+    line |= {"digest": value, "norm": real(norm)}
+    if bins is not None:
+        line["sketch"] = [real(value) for value in bins]
+    return line | {"ranks": ranks}
 
 
 def tree_sum(leaves, add=lambda left, right: left + right):

@@ -32,13 +32,25 @@ class Recorder:
     """
 
     def __init__(
-        self, run_dir, model, optimizer=None, config=None, *, every=1, seed=None, train_samples=0, data_digest="unknown", from_step=0
+        self,
+        run_dir,
+        model,
+        optimizer=None,
+        config=None,
+        *,
+        every=1,
+        sketches=False,
+        seed=None,
+        train_samples=0,
+        data_digest="unknown",
+        from_step=0,
     ):
-        """`every`: digests of each so-manieth step and the first, 0 for none. `from_step`: the step whose checkpoint this run
-        goes on from, in the same run directory."""
+        """`every`: digests of each so-manieth step and the first, 0 for none. `sketches`: beside each digest what
+        `compare --tolerance auto` needs. `from_step`: the step whose checkpoint this run goes on from, in the same run
+        directory."""
         self.world = World()
         self.adapter = adapt(model, optimizer)
-        self.every, self.last_step = every, from_step
+        self.every, self.sketches, self.last_step = every, sketches, from_step
         self.device = next((parameter.device for _, parameter in self.adapter.named), None)
         data = {
             "digest": data_digest,
@@ -180,19 +192,19 @@ class Recorder:
             self.masks.append(xxhash.xxh3_128(state.numpy().tobytes()).hexdigest())
 
     def _entries(self, tensors, step):
-        """(tensor, digest or None where none is due, sum of squares)."""
+        """(tensor, digest or None where none is due, sum of squares, sketch or None)."""
         if not self._is_due(step):
-            return [(name, None, float(tensor.detach().double().square().sum())) for name, tensor in tensors]
-        return [(name, *fingerprint(tensor)) for name, tensor in tensors]
+            return [(name, None, float(tensor.detach().double().square().sum()), None) for name, tensor in tensors]
+        return [(name, *fingerprint(tensor, self.sketches)) for name, tensor in tensors]
 
     def _write_digests(self, step, phase, entries):
         """Gathers digests where they are due, and writes them on rank 0; returns the norm of all."""
         if self._is_due(step):
-            mine = [(name, None, value, math.sqrt(squares)) for name, value, squares in entries]
+            mine = [(name, None, value, math.sqrt(squares), bins) for name, value, squares, bins in entries]
             per_rank = self.world.gather(mine)
             if self.directory:
                 self.directory.write("digests", digest_lines(step, phase, per_rank, self.adapter.sharded[phase]))
-        return global_norm(squares for _, _, squares in entries)
+        return global_norm(squares for _, _, squares, _ in entries)
 
     def _report(self, loss, samples):
         """What this rank says of the step."""
@@ -249,7 +261,7 @@ def micro_batches(ranks):
 
 def clip_coefficient(norm, clipped):
     """The factor between the gradient before clipping and what was applied: 1 where the bits are the same."""
-    after = global_norm(squares for _, _, squares in clipped["entries"])
+    after = global_norm(squares for _, _, squares, _ in clipped["entries"])
     return 1.0 if after == norm or norm == 0 else after / norm
 
 

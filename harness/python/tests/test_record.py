@@ -9,7 +9,8 @@ import numpy
 import torch
 import xxhash
 
-from lockstep_record import BLOCK_ELEMENTS, LANES, digest, digest_lines, fingerprint, flat, rank_ranges, real, square_sum
+from lockstep_record import BLOCK_ELEMENTS, LANES, SKETCH_CODES, digest, digest_lines, fingerprint, flat, rank_ranges, real
+from lockstep_record import sketch, square_sum
 from lockstep_record.lines import tree_sum
 from lockstep_record.machine import cpu
 
@@ -29,6 +30,20 @@ class TreeTest(unittest.TestCase):
             leaves = [str(i) for i in range(count)]
             summed = tree_sum(leaves, lambda left, right: f"({left}+{right})")
             self.assertEqual(summed, node(leaves, (count - 1).bit_length(), 0), count)
+
+
+class SketchTest(unittest.TestCase):
+    def test_the_definition_is_pinned(self):
+        """The numbers that harness/record/src/sketch.rs is tested for."""
+        self.assertEqual(SKETCH_CODES[:8].tolist(), [2, 11, 5, 6, 6, 5, 3, 0])
+        expected = [43551.0, 43033.0, 22469.0, 16864.0, -13937.0, -23817.0, -2008.0, 33893.0]
+        self.assertEqual(list(sketch(numpy.arange(3000, dtype="<f4"))), expected)
+        self.assertEqual(list(fingerprint(torch.arange(3000.0), sketched=True)[2]), expected)
+
+    def test_a_line_has_one_only_where_it_was_taken(self):
+        lines = list(digest_lines(3, "parameters", [[("w", None, "aa", 1.0, None), ("b", None, "aa", 1.0, (1.0,) * 8)]]))
+        self.assertNotIn("sketch", lines[0])
+        self.assertEqual(lines[1]["sketch"], [1.0] * 8)
 
 
 class RecordTest(unittest.TestCase):
@@ -75,13 +90,13 @@ class RecordTest(unittest.TestCase):
                 self.assertEqual(int(text, 16), bits)
 
     def test_a_parted_replica_gets_its_own_line(self):
-        same, other = ("w", None, "aa", 1.0), ("w", None, "bb", 1.0)
+        same, other = ("w", None, "aa", 1.0, None), ("w", None, "bb", 1.0, None)
         lines = list(digest_lines(3, "parameters", [[same], [other], [same], [same]]))
         self.assertEqual([(line["digest"], line["ranks"]) for line in lines], [("aa", [[0, 0], [2, 3]]), ("bb", [[1, 1]])])
         self.assertEqual(rank_ranges([0, 1, 2, 5, 7, 8]), [[0, 2], [5, 5], [7, 8]])
 
     def test_a_tensor_that_ranks_hold_together_has_one_line(self):
-        lines = list(digest_lines(3, "optimizer", [[("w", None, "aa", 1.0)], [("w", None, "bb", 1.0)]], sharded=True))
+        lines = list(digest_lines(3, "optimizer", [[("w", None, "aa", 1.0, None)], [("w", None, "bb", 1.0, None)]], sharded=True))
         self.assertEqual([(line["digest"], line["ranks"], line["sharded"]) for line in lines], [("aa", [[0, 1]], True)])
 
     def test_other_dtypes_are_hashed_as_their_own_bytes(self):
@@ -93,7 +108,8 @@ class RecordTest(unittest.TestCase):
             blocks = [raw[start : start + size * BLOCK_ELEMENTS] for start in range(0, len(raw), size * BLOCK_ELEMENTS)]
             self.assertEqual(len(blocks), 3)
             hashes = b"".join(xxhash.xxh3_128(block).intdigest().to_bytes(16, "little") for block in blocks)
-            value, squares = fingerprint(tensor)
+            value, squares, bins = fingerprint(tensor)
+            self.assertIsNone(bins)
             self.assertEqual(value, xxhash.xxh3_128(hashes).hexdigest())
             self.assertAlmostEqual(squares, float(tensor.double().square().sum()), places=6)
 

@@ -59,7 +59,7 @@ class RecorderTest(unittest.TestCase):
         self.assertEqual(at(2, "optimizer"), [f"{kind}/{name}" for kind in ("exp_avg", "exp_avg_sq") for name in names])
         last = {line["tensor"]: line for line in digests if (line["step"], line["phase"]) == (3, "parameters")}
         for name, parameter in self.model.named_parameters():
-            value, squares = fingerprint(parameter)
+            value, squares, _ = fingerprint(parameter)
             self.assertEqual((last[name]["digest"], last[name]["norm"]), (value, math.sqrt(squares)))
         manifest = json.loads((self.run / "manifest.json").read_text())
         self.assertEqual(manifest["segments"][0]["ended"]["step"], 3)

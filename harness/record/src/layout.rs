@@ -117,6 +117,11 @@ impl RunDir {
         self.0.join("golden.json")
     }
 
+    /// How far a candidate that cannot have the same bits may be from this run; the harness makes it.
+    pub fn tolerance(&self) -> PathBuf {
+        self.0.join("tolerance")
+    }
+
     pub fn report(&self) -> PathBuf {
         self.0.join("report")
     }

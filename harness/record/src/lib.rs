@@ -16,6 +16,7 @@
 //! RUN/checkpoints/step-00000100/{manifest.json, shard-00000-of-00004.safetensors, ...}
 //! RUN/capture/step-00000003/{manifest.json, ...safetensors}   one step in full, of runs with `--capture`
 //! RUN/golden.json          the header of a run that was stored as a golden run
+//! RUN/tolerance/           how far an approximate candidate may be from this run, made by the harness
 //! RUN/report/              whatever was derived from the above
 //! ```
 //!
@@ -31,6 +32,7 @@ mod jsonl;
 mod layout;
 mod manifest;
 mod real;
+mod sketch;
 mod steps;
 mod trace;
 
@@ -44,10 +46,11 @@ pub use flight::{Channel, FLIGHT_LINES_MAX, FlightLine, FlightState};
 pub use jsonl::{Lines, RecordError, read_json, read_lines, read_named_lines};
 pub use layout::RunDir;
 pub use manifest::{
-    DataInfo, Ended, Manifest, ModelInfo, Outcome, Processor, ProcessorKind, Program, RankInfo, Segment,
-    TensorInfo,
+    DataInfo, Ended, Manifest, ModelInfo, Outcome, Perturbation, Perturbed, Processor, ProcessorKind,
+    Program, RankInfo, Segment, TensorInfo, Unit,
 };
 pub use real::Real;
+pub use sketch::{BlockSketch, SKETCH_BINS, Sketch, block_sketch};
 pub use steps::{DigestLine, Phase, RankRange, SampleLine, Seconds, StepLine, rank_ranges};
 
 pub use trace::{

@@ -71,6 +71,9 @@ pub struct Segment {
     /// The bug that was planted in this execution (`--mutate`); absent if none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mutation: Option<String>,
+    /// What was moved on purpose, to see how far the run moves; absent of any other run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perturbation: Option<Perturbation>,
     /// `solo`, `mpi`, `nccl`, `gloo`, ...
     pub backend: String,
     pub threads_per_rank: u32,
@@ -85,6 +88,95 @@ pub struct Segment {
     /// Absent while the run goes on, or when it was killed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Ended>,
+}
+
+/// Values that a run moved at random, each by at most one unit in the last place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Perturbation {
+    pub of: Perturbed,
+    /// Runs of different seeds move by different amounts.
+    pub seed: u64,
+    pub unit: Unit,
+}
+
+/// What is moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Perturbed {
+    /// Each micro-batch's gradient, before it is added to anything.
+    Gradients,
+    /// That, and the parameters: at the start and after each update.
+    All,
+}
+
+/// The format whose last place is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    Fp32,
+    Bf16,
+    Fp16,
+}
+
+impl std::fmt::Display for Perturbed {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Gradients => "gradients",
+            Self::All => "all",
+        })
+    }
+}
+
+impl std::fmt::Display for Unit {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Fp32 => "fp32",
+            Self::Bf16 => "bf16",
+            Self::Fp16 => "fp16",
+        })
+    }
+}
+
+impl Unit {
+    /// Bits of a significand after its leading one.
+    pub fn fraction_bits(self) -> i32 {
+        match self {
+            Self::Fp32 => 23,
+            Self::Bf16 => 7,
+            Self::Fp16 => 10,
+        }
+    }
+}
+
+impl std::fmt::Display for Perturbation {
+    /// As `lockstep train --perturb` takes it.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}:{}:{}", self.of, self.seed, self.unit)
+    }
+}
+
+impl std::str::FromStr for Perturbation {
+    type Err = String;
+
+    /// `gradients:7`, `all:7`, `gradients:7:bf16`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fail =
+            || format!("`{text}` is not WHAT:SEED or WHAT:SEED:UNIT, such as gradients:7 or all:7:bf16");
+        let mut words = text.split(':');
+        let of = match words.next() {
+            Some("gradients") => Perturbed::Gradients,
+            Some("all") => Perturbed::All,
+            _ => return Err(fail()),
+        };
+        let seed = words.next().and_then(|seed| seed.parse().ok()).ok_or_else(fail)?;
+        let unit = match (words.next(), words.next()) {
+            (None | Some("fp32"), None) => Unit::Fp32,
+            (Some("bf16"), None) => Unit::Bf16,
+            (Some("fp16"), None) => Unit::Fp16,
+            _ => return Err(fail()),
+        };
+        Ok(Self { of, seed, unit })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,5 +274,19 @@ mod tests {
         assert_eq!([vendor, family, model, name], ["GenuineIntel", "6", "143", "Xeon: x"]);
         assert_eq!(Processor::from_cpuinfo("Processor\t: AArch64\n"), None);
         assert_eq!(Processor::from_cpuinfo(""), None);
+    }
+
+    #[test]
+    fn a_perturbation_is_read_as_it_is_written() {
+        for of in [Perturbed::Gradients, Perturbed::All] {
+            for unit in [Unit::Fp32, Unit::Bf16, Unit::Fp16] {
+                let perturbation = Perturbation { of, seed: u64::MAX, unit };
+                assert_eq!(perturbation.to_string().parse(), Ok(perturbation));
+            }
+        }
+        assert_eq!("all:7".parse(), Ok(Perturbation { of: Perturbed::All, seed: 7, unit: Unit::Fp32 }));
+        for text in ["", "7", "gradients", "gradients:-1", "weights:1", "all:1:fp64", "all:1:bf16:2"] {
+            assert!(text.parse::<Perturbation>().unwrap_err().contains("WHAT:SEED"), "{text}");
+        }
     }
 }

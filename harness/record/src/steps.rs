@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, Real};
+use crate::{Digest, Real, Sketch};
 
 /// One line of `metrics.jsonl`: a finished step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -129,6 +129,9 @@ pub struct DigestLine {
     pub digest: Digest,
     /// L2 norm of the tensor, accumulated in double precision.
     pub norm: Real,
+    /// For distances between runs, where they are recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sketch: Option<Sketch>,
     /// The ranks that hold this value, or, when `sharded`, that hold it together.
     pub ranks: Vec<RankRange>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

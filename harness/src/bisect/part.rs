@@ -337,6 +337,7 @@ mod tests {
             micro_batch,
             digest: Digest(u128::from(micro_batch.unwrap_or(9)) + tensor.len() as u128),
             norm: Real(1.5),
+            sketch: None,
             ranks: vec![owner.map_or((0, WORLD - 1), |rank| (rank, rank))],
             sharded: false,
         }

@@ -158,6 +158,9 @@ fn command(
     if let Some(mutation) = &segment.mutation {
         option("--mutate", mutation.clone());
     }
+    if let Some(perturbation) = &segment.perturbation {
+        option("--perturb", perturbation.to_string());
+    }
     argv
 }
 

@@ -53,6 +53,7 @@ pub mod tests {
             reduction: "ordered".into(),
             compression: None,
             mutation: None,
+            perturbation: None,
             backend: "mpi".into(),
             threads_per_rank: 1,
             cpu_capability: "AVX2".into(),

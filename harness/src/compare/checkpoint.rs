@@ -2,19 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use lockstep_record::{RecordError, RunDir, TensorEntry, refuse_link};
+use lockstep_record::{Phase, RecordError, RunDir, TensorEntry, refuse_link};
 
 use super::CompareError;
+use super::bars::{Bars, Subject};
 use super::difference::{Check, Difference, Event, Place};
-use super::elements::TensorPair;
+use super::elements::{Judge, TensorPair};
 use super::tensors::Checkpoint;
-use super::values::{Mode, Value};
+use super::values::Value;
 
 /// Compares the newest checkpoints of the same step: state, model and optimizer, however either was sharded.
 pub fn compare_checkpoints(
     golden: &RunDir,
     candidate: &RunDir,
-    mode: Mode,
+    bars: Bars,
 ) -> Result<Vec<Check>, CompareError> {
     let mut checks = Checks::new();
     let (left, right) = (steps(golden)?, steps(candidate)?);
@@ -42,7 +43,8 @@ pub fn compare_checkpoints(
         match (left.get(name), right.get(name)) {
             (Some(left), Some(right)) if (&left.dtype, &left.shape) == (&right.dtype, &right.shape) => {
                 let streams = [golden.stream(left)?, candidate.stream(right)?];
-                check.absorb(TensorPair { mode, place: &place, entries: [left, right], streams }.compare()?);
+                let judge = judge(bars, step, name);
+                check.absorb(TensorPair { judge, place: &place, entries: [left, right], streams }.compare()?);
             }
             (left, right) => {
                 let (left, right) = (Value::optional(left.map(form)), Value::optional(right.map(form)));
@@ -97,5 +99,19 @@ fn compare_state(check: &mut Check, step: u64, golden: &Checkpoint, candidate: &
             let place = Place::at(step, Event::Checkpoint, what);
             Difference::new(place, Value::text(&left), Value::text(&right))
         });
+    }
+}
+
+/// What a tensor of a checkpoint is judged by.
+fn judge(bars: Bars, step: u64, name: &str) -> Judge {
+    let (phase, name) = match name.split_once('/') {
+        Some(("model", name)) => (Phase::Parameters, name),
+        Some((_, name)) => (Phase::Optimizer, name),
+        None => (Phase::Parameters, name),
+    };
+    let subject = Subject { step, phase: Some(phase), micro_batch: None, name };
+    match bars {
+        Bars::Same(mode) => Judge::Each(mode),
+        Bars::Envelope(_) => Judge::Whole { allowed: bars.distance(subject) },
     }
 }

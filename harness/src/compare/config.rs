@@ -137,6 +137,7 @@ fn reasons(golden: &Manifest, candidate: &Manifest) -> Vec<String> {
         }
     };
     compare("compression", &|segment| segment.compression.clone().unwrap_or_else(|| "none".into()));
+    compare("perturbation", &|segment| segment.perturbation.map_or("none".into(), |moved| moved.to_string()));
     compare("threads_per_rank", &|segment| segment.threads_per_rank.to_string());
     compare("cpu_capability", &|segment| segment.cpu_capability.clone());
     for library in ["libtorch", "torch", "mkl", "onednn"] {

@@ -1,10 +1,11 @@
 //! Where two runs part: events in the order in which they happen.
 
-use lockstep_record::{Phase, RankRange};
+use std::cmp::Ordering;
+
+use lockstep_record::{Phase, RankRange, Real};
 use serde::Serialize;
 
 use super::values::{Format, Mode, Scalar, Value, Worst};
-use lockstep_record::Real;
 
 /// What happens in a step, in that order. The first event that differs is the cause of the later ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -271,24 +272,54 @@ impl Check {
         if golden == candidate {
             return self.agree();
         }
-        self.worst.note(golden, candidate);
-        match mode.accepts(golden, candidate) {
-            true => self.within(),
-            false => self.differ(Difference::new(place(), Value::Scalar(golden), Value::Scalar(candidate))),
+        match self.note_scalars(mode, golden, candidate) {
+            true => self.agree_within(),
+            false => {
+                let difference = Difference::new(place(), Value::Scalar(golden), Value::Scalar(candidate));
+                let distance = (golden.to_f64() - candidate.to_f64()).abs();
+                self.differ(match mode.allowed(golden) {
+                    Some(allowed) => difference.with_note(times(distance, allowed)),
+                    None => difference,
+                });
+            }
         }
     }
 
     /// [`Check::scalars`] beside an earlier difference of the same event: tensors differ by the million, and only the
     /// first needs a place.
     pub fn scalars_too(&mut self, mode: Mode, golden: Scalar, candidate: Scalar) {
-        self.worst.note(golden, candidate);
-        match mode.accepts(golden, candidate) {
-            true => self.within(),
+        match self.note_scalars(mode, golden, candidate) {
+            true => self.agree_within(),
             false => self.differ_too(),
         }
     }
 
-    fn within(&mut self) {
+    /// Notes how far apart two values are; true if that is near enough.
+    fn note_scalars(&mut self, mode: Mode, golden: Scalar, candidate: Scalar) -> bool {
+        self.worst.note(golden, candidate);
+        if let Some(allowed) = mode.allowed(golden) {
+            self.worst.note_share((golden.to_f64() - candidate.to_f64()).abs(), allowed);
+        }
+        mode.accepts(golden, candidate)
+    }
+
+    /// Compares a distance between two tensors with its limit.
+    pub fn within(&mut self, allowed: f64, distance: f64, place: impl FnOnce() -> Place) {
+        if distance == 0.0 {
+            return self.agree();
+        }
+        self.worst.absolute = self.worst.absolute.max(distance).min(f64::MAX);
+        self.worst.note_share(distance, allowed);
+        // A distance that is NaN is beyond every limit.
+        if !matches!(distance.partial_cmp(&allowed), Some(Ordering::Less | Ordering::Equal)) {
+            let (limit, found) = (format!("within {allowed:.2e}"), format!("{distance:.2e} away"));
+            let difference = Difference::new(place(), Value::text(limit), Value::text(found));
+            return self.differ(difference.with_note(format!("Euclidean, {}", times(distance, allowed))));
+        }
+        self.agree_within();
+    }
+
+    fn agree_within(&mut self) {
         self.compared += 1;
         if self.verdict != Verdict::Different {
             self.verdict = Verdict::Within;
@@ -303,6 +334,15 @@ impl Check {
             (golden, candidate) = both(Format::F64);
         }
         self.scalars(mode, golden, candidate, place);
+    }
+}
+
+/// How far beyond its limit a distance is.
+fn times(distance: f64, allowed: f64) -> String {
+    match distance / allowed {
+        _ if allowed == 0.0 => "its bits should be the same".into(),
+        times if times < 1e4 => format!("{times:.2} times the limit of {allowed:.2e}"),
+        _ => format!("over 10,000 times the limit of {allowed:.2e}"),
     }
 }
 

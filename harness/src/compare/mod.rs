@@ -1,5 +1,6 @@
 //! Whether two runs are the same run, and if not, where they first part.
 
+mod bars;
 mod checkpoint;
 mod config;
 mod difference;
@@ -16,7 +17,9 @@ use lockstep_record::{Manifest, RecordError, RunDir, open_plain_file, read_json,
 use serde::Serialize;
 
 use crate::goldens::{self, Families};
+use crate::tolerance::Envelope;
 
+pub use bars::{Bars, Subject};
 pub use checkpoint::compare_checkpoints;
 pub use config::{compare_manifests, config_digest};
 pub use difference::{Check, Difference, Event, Place, Verdict, rank_text};
@@ -39,6 +42,8 @@ pub enum CompareError {
     Record(#[from] RecordError),
     #[error("{}: {problem}", path.display())]
     Malformed { path: PathBuf, problem: String },
+    #[error("{} has no envelope yet: make it with `lockstep-harness tolerance {}`", .0.display(), .0.display())]
+    NoEnvelope(PathBuf),
     #[error(
         "{} and {} have no step in common, so nothing is known about them",
         golden.display(),
@@ -126,14 +131,14 @@ pub(crate) fn read_manifest<T: serde::de::DeserializeOwned>(path: &Path) -> Resu
 }
 
 /// The lines of a file of the record, in constant memory.
-fn lines<T: serde::de::DeserializeOwned + Stepped>(
+pub(crate) fn lines<T: serde::de::DeserializeOwned + Stepped>(
     path: &Path,
 ) -> Result<impl Iterator<Item = Result<T, CompareError>> + use<T>, CompareError> {
     Ok(in_order(path.to_owned(), read_lines(path)?))
 }
 
-/// Compares two run directories. `golden` is the reference: tolerances are relative to it. A stored golden run of another
-/// family is refused.
+/// Compares two run directories. `golden` is the reference: tolerances are relative to it, and [`Mode::Auto`] reads its
+/// envelope. A stored golden run of another family is refused.
 pub fn compare(golden: &Path, candidate: &Path, mode: Mode) -> Result<Comparison, CompareError> {
     compare_families(golden, candidate, mode, Families::Same)
 }
@@ -148,6 +153,12 @@ pub fn compare_families(
     let (golden, candidate) = (Run::open(golden)?, Run::open(candidate)?);
     let (mut checks, mut notes) = compare_manifests(&golden.manifest, &candidate.manifest);
     notes.extend(goldens::admit(&golden, &candidate, mode, families)?);
+    let envelope = match mode {
+        Mode::Auto => Some(Envelope::load(&golden.dir, &golden.manifest)?),
+        _ => None,
+    };
+    notes.extend(envelope.as_ref().map(Envelope::describe));
+    let bars = envelope.as_ref().map_or(Bars::Same(mode), Bars::Envelope);
     let first_step = golden.first_step().max(candidate.first_step());
     if first_step > 1 {
         notes.push(format!("compared from step {first_step}: one of the runs starts there"));
@@ -158,7 +169,7 @@ pub fn compare_families(
     checks.push(compare_samples(Join::new(lines(&left)?, lines(&right)?), first_step)?);
 
     let (left, right) = pair(RunDir::metrics);
-    let metrics = compare_metrics(Join::new(lines(&left)?, lines(&right)?), first_step, mode)?;
+    let metrics = compare_metrics(Join::new(lines(&left)?, lines(&right)?), first_step, bars)?;
     if metrics.steps == 0 {
         let (golden, candidate) = (golden.dir.path().to_owned(), candidate.dir.path().to_owned());
         return Err(CompareError::NothingCompared { golden, candidate });
@@ -170,13 +181,13 @@ pub fn compare_families(
     if left.symlink_metadata().is_ok() && right.symlink_metadata().is_ok() {
         let worlds = [&golden, &candidate].map(|run| move |step| run.world_size_at(step));
         let steps = |path: &Path| Ok::<_, CompareError>(by_step(path.to_owned(), lines(path)?));
-        checks.extend(compare_digests(steps(&left)?, steps(&right)?, mode, worlds)?);
+        checks.extend(compare_digests(steps(&left)?, steps(&right)?, bars, worlds)?);
     } else {
         notes.push(
             "one of the runs has no digests.jsonl: its steps were not compared tensor by tensor".into(),
         );
     }
-    checks.extend(compare_checkpoints(&golden.dir, &candidate.dir, mode)?);
+    checks.extend(compare_checkpoints(&golden.dir, &candidate.dir, bars)?);
 
     Ok(Comparison {
         golden: golden.dir.path().to_owned(),

@@ -12,6 +12,7 @@ use super::header::{GOLDEN_VERSION, Header, StoredFile};
 use crate::compare::{CompareError, Run, config_digest, read_manifest};
 use crate::lint::{Severity, lint};
 use crate::plan_file::check_name;
+use crate::tolerance::Envelope;
 use lockstep_record::open_plain_file;
 
 /// What is to be stored, and where.
@@ -173,6 +174,7 @@ fn copy(run: &RunDir, target: &Path, all_checkpoints: bool) -> Result<Vec<Stored
     let mut paths = vec![run.manifest(), run.config(), run.metrics(), run.samples(), run.digests()];
     // Foreign trainers may leave out the configuration for people, and digests.
     paths.retain(|path| path.exists() || *path == run.metrics() || *path == run.samples());
+    paths.extend(Envelope::files(run).into_iter().filter(|path| path.exists()));
     let mut steps = run.checkpoint_steps().map_err(BlessError::io(&run.checkpoints()))?;
     if !all_checkpoints {
         steps.drain(..steps.len().saturating_sub(1));

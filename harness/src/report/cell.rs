@@ -100,6 +100,7 @@ impl Cell {
         let worst = compared("checkpoint parameters").or(compared("micro-batch losses"))?.worst;
         Some(match self.mode {
             Mode::Tolerance(_) if worst.ulps > 0 => format!("Δ {:.1e}", worst.absolute),
+            Mode::Auto if worst.of_tolerance > 0.0 => format!("{:.0}%", 100.0 * worst.of_tolerance),
             _ => ulps_text(worst.ulps),
         })
     }

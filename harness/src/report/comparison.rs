@@ -42,11 +42,16 @@ pub fn comparison_text(comparison: &Comparison) -> String {
 
 fn row(check: &Check) -> String {
     let verdict = check.verdict.to_string();
-    let note = check.note.as_ref().map_or(String::new(), |note| format!("  {}", visible(note)));
+    let mut note = check.note.as_ref().map_or(String::new(), |note| format!("  {}", visible(note)));
+    if check.worst.of_tolerance > 0.0 {
+        note.insert_str(0, &format!("  {}", share_text(check.worst.of_tolerance)));
+    }
     if check.verdict == Verdict::NotCompared {
         return format!("{:32} {verdict:17}{note}", check.name);
     }
     let (ulps, absolute) = match check.worst.absolute {
+        // Distances of tensors have no ulps.
+        absolute if check.worst.ulps == 0 && absolute > 0.0 => ("—".to_owned(), format!("{absolute:.2e}")),
         0.0 if check.worst.ulps == 0 => ("0".to_owned(), "0".to_owned()),
         absolute => (ulps_text(check.worst.ulps), format!("{absolute:.2e}")),
     };
@@ -56,6 +61,14 @@ fn row(check: &Check) -> String {
 /// A distance in ulps; huge ones (across zero, from or to a NaN) are only that.
 pub fn ulps_text(ulps: u64) -> String {
     if ulps < 10_000_000_000 { ulps.to_string() } else { ">1e10".into() }
+}
+
+/// How much of what the tolerance allows was used.
+fn share_text(share: f64) -> String {
+    match share {
+        share if share < 1e4 => format!("{:.3}% of the tolerance", 100.0 * share),
+        _ => "over 10,000 times the tolerance".into(),
+    }
 }
 
 fn conclusion(comparison: &Comparison) -> String {

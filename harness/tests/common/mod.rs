@@ -126,6 +126,7 @@ pub fn segment(from_step: u64, world_size: u32, strategy: &str) -> Segment {
         reduction: "ordered".into(),
         compression: None,
         mutation: None,
+        perturbation: None,
         backend: "mpi".into(),
         threads_per_rank: 1,
         cpu_capability: "AVX2".into(),
@@ -170,6 +171,7 @@ fn digests(step: u64, world_size: u32) -> Vec<DigestLine> {
         micro_batch: (phase == Phase::LocalGradient).then_some(1),
         digest: tensor_digest(block_digests(format!("{step} {phase} {name}").as_bytes(), 8)),
         norm: number(step * 10 + salt).into(),
+        sketch: None,
         ranks: vec![if phase == Phase::LocalGradient { (0, 0) } else { (0, world_size - 1) }],
         sharded: false,
     };

@@ -20,7 +20,7 @@ use super::measure::{self, Numbers};
 use super::step::Local;
 use crate::grad::flat::{self, Flat};
 use crate::launch::{Failure, together};
-use crate::metrics::replicas;
+use crate::metrics::{Subject, replicas};
 use crate::model::MicroBatch;
 use crate::session::Session;
 use files::{Report, Written, fresh_folder, publish, write_file};
@@ -88,7 +88,8 @@ impl Capture {
     /// The step's gradient, before clipping. All ranks call it.
     pub fn gradient(&mut self, session: &Session) -> Result<(), Failure> {
         let buffer = |bucket| session.accumulator.gradient(bucket);
-        let lines = measure::digests(session, (self.step, Phase::ReducedGradient), "", &buffer, &|_| 0)?;
+        let subject = self.subject(Phase::ReducedGradient, "");
+        let lines = measure::digests(session, &subject, &buffer, &|_| 0)?;
         let what = What { group: CaptureGroup::ReducedGradient, kind: 0, prefix: "" };
         self.buffers(session, &what, &lines, session.ownership.is_sharded(), &buffer, &|_| 0)
     }
@@ -109,6 +110,11 @@ impl Capture {
         Ok(())
     }
 
+    /// Of the digests that say who holds what.
+    fn subject<'p>(&self, phase: Phase, prefix: &'p str) -> Subject<'p> {
+        Subject { step: self.step, phase, prefix, sketched: false }
+    }
+
     fn state(
         &mut self,
         session: &Session,
@@ -121,12 +127,14 @@ impl Capture {
             let (state, prefix) = (session.optimizer.state(kind), format!("{name}/"));
             let buffer = |bucket: usize| &state[bucket];
             let start = |bucket: usize| mine[bucket].start;
-            let lines = measure::digests(session, (self.step, Phase::Optimizer), &prefix, &buffer, &start)?;
+            let subject = self.subject(Phase::Optimizer, &prefix);
+            let lines = measure::digests(session, &subject, &buffer, &start)?;
             let what = What { group: optimizer, kind, prefix: &prefix };
             self.buffers(session, &what, &lines, session.ownership.is_sharded(), &buffer, &start)?;
         }
         let buffer = |bucket: usize| &session.parameters.buffers()[bucket];
-        let lines = replicas(session.comm, &session.layout, (self.step, Phase::Parameters), "", &buffer)?;
+        let subject = self.subject(Phase::Parameters, "");
+        let lines = replicas(session.comm, &session.layout, &subject, &buffer)?;
         let what = What { group: parameters, kind: 0, prefix: "" };
         self.buffers(session, &what, &lines, false, &buffer, &|_| 0)
     }
@@ -236,6 +244,7 @@ mod tests {
             micro_batch: None,
             digest: Digest(0),
             norm: Real(0.0),
+            sketch: None,
             ranks: ranks.to_vec(),
             sharded: false,
         }
