@@ -66,7 +66,8 @@ pub fn ulps_text(ulps: u64) -> String {
 /// How much of what the tolerance allows was used.
 fn share_text(share: f64) -> String {
     match share {
-        share if share < 1e4 => format!("{:.3}% of the tolerance", 100.0 * share),
+        share if share <= 1.0 => format!("{:.1}% of the tolerance", 100.0 * share),
+        share if share < 1e4 => format!("{share:.1} times the tolerance"),
         _ => "over 10,000 times the tolerance".into(),
     }
 }
