@@ -47,8 +47,10 @@ impl Bars<'_> {
         matches!(self, Self::Same(Mode::Exact))
     }
 
-    pub fn is_envelope(&self) -> bool {
-        matches!(self, Self::Envelope(_))
+    /// Whether tensors must have the same bits: within an envelope those that come before all arithmetic, of which it knows
+    /// nothing.
+    pub fn same_bits(&self, phase: Phase) -> bool {
+        self.exact() || matches!(self, Self::Envelope(_)) && phase == Phase::Data
     }
 
     /// For two numbers. None if the envelope knows nothing of them: then they can only be equal, or not be compared.
