@@ -69,6 +69,10 @@ pub fn write_file(
     Ok(CheckpointFile { name: name.to_owned(), bytes, blake3 })
 }
 
+fn view(values: &[f32]) -> Result<TensorView<'_>, safetensors::SafeTensorError> {
+    TensorView::new(Dtype::F32, vec![values.len()], flat::bytes(values))
+}
+
 /// Writes the manifest and gives the folder its name; one of an earlier execution goes.
 pub fn publish(
     session: &Session,
