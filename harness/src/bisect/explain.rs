@@ -381,9 +381,9 @@ mod tests {
         assert_ne!(sequential, golden, "the numbers are such that order matters");
         let hint = order(&golden, &sequential, &locals, &ranks).unwrap();
         assert_eq!(hint, "it is the sum of the micro-batches one after another instead of along the tree");
-        // Rank 1 has leaves 1 to 3 of 6, which is two subtrees: 1 and 23.
-        let uneven = [0, 1, 1, 1, 2, 2];
-        let partials = [locals[0].clone(), locals[1].clone(), pairs[1].clone(), pairs[2].clone()];
+        // Rank 0 has leaves 0 to 2 of 6, which is two subtrees: 01 and 2; rank 1 has 3 and 45.
+        let uneven = [0, 0, 0, 1, 1, 1];
+        let partials = [pairs[0].clone(), locals[2].clone(), locals[3].clone(), pairs[2].clone()];
         let hint = order(&golden, &one_after_another(&partials), &locals, &uneven).unwrap();
         assert!(hint.starts_with("it is the ranks' partial sums added in the order of the ranks"), "{hint}");
         let hint = order(&sequential, &golden, &locals, &ranks).unwrap();
