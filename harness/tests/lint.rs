@@ -15,6 +15,8 @@ use proptest::prelude::*;
 
 /// Samples in an epoch: two steps.
 const SAMPLES: u64 = 8;
+/// Of one sample each.
+const MICRO_BATCHES: u32 = 4;
 const BETAS: [f64; 2] = [0.9, 0.95];
 const CLIP_NORM: f64 = 0.5;
 
@@ -26,7 +28,7 @@ fn clean(world: u32) -> Run {
     run.manifest.config = serde_json::json!({
         "run": {"name": "n", "seed": 1}, "data": {"kind": "text"}, "model": {"context": 512},
         "optim": {"kind": "adamw", "lr": 0.01, "betas": BETAS, "clip_norm": CLIP_NORM},
-        "batch": {"micro_batches": 2, "micro_batch_size": 2},
+        "batch": {"micro_batches": MICRO_BATCHES, "micro_batch_size": 1},
         "schedule": {"kind": "linear", "warmup_steps": 2, "steps": STEPS, "final_fraction": 0.1},
     });
     run.manifest.segments =
@@ -70,7 +72,7 @@ fn line(step: u64, phase: Phase, tensor: String, micro_batch: Option<u32>, world
         tensor,
         micro_batch,
         ranks: vec![match micro_batch {
-            Some(micro_batch) => (micro_batch.min(world - 1), micro_batch.min(world - 1)),
+            Some(micro_batch) => (micro_batch * world / MICRO_BATCHES, micro_batch * world / MICRO_BATCHES),
             None => (0, world - 1),
         }],
         sharded: false,
@@ -85,8 +87,7 @@ fn digests(step: u64, world: u32) -> Vec<DigestLine> {
         }
     };
     if step > 0 {
-        all(Phase::LocalGradient, "", Some(0));
-        all(Phase::LocalGradient, "", Some(1));
+        (0..MICRO_BATCHES).for_each(|micro_batch| all(Phase::LocalGradient, "", Some(micro_batch)));
         all(Phase::ReducedGradient, "", None);
         all(Phase::Optimizer, "exp_avg/", None);
         all(Phase::Optimizer, "exp_avg_sq/", None);
@@ -118,6 +119,8 @@ fn complete(run: &mut Run, index: usize, moments: &mut [[f64; 2]]) {
         run.digest(step, Phase::Optimizer, &format!("exp_avg_sq/{name}")).norm = Real(*second);
     }
     let line = &mut run.metrics[index];
+    line.micro_batch_losses =
+        (0..MICRO_BATCHES).map(|j| Real(1.0 + 0.1 * f64::from(j) - 0.01 * step as f64)).collect();
     line.loss = Real(line.micro_batch_losses.iter().map(|loss| loss.0).sum());
     line.gradient_norm = Real(gradient);
     line.parameter_norm = Real(parameters);
@@ -126,8 +129,8 @@ fn complete(run: &mut Run, index: usize, moments: &mut [[f64; 2]]) {
     line.epoch = (step - 1) * 4 / SAMPLES;
     // Each epoch begins with another sample.
     let id = |j: u64| ((step - 1) % 2 * 4 + j + 3 * line.epoch) % SAMPLES;
-    run.samples[index].micro_batches = vec![vec![id(0), id(1)], vec![id(2), id(3)]];
-    run.samples[index].masks = vec![Digest(u128::from(step) << 8), Digest(u128::from(step) << 8 | 1)];
+    run.samples[index].micro_batches = (0..4).map(|j| vec![id(j)]).collect();
+    run.samples[index].masks = (0..4).map(|j| Digest((u128::from(step) << 8) | j)).collect();
 }
 
 fn rate(step: u64) -> f64 {
@@ -170,8 +173,9 @@ fn a_clean_run_has_no_finding_and_nothing_that_was_not_looked_at() {
         assert!(report.findings.is_empty(), "{:#?}", report.findings);
         let idle: Vec<_> =
             report.checks.iter().filter(|check| check.facts == 0).map(|check| check.name).collect();
-        // Only resumed runs have those.
-        assert_eq!(idle, ["norm-scale", "schedule"]);
+        // One rank has no replicas, and only resumed runs have the others.
+        let expected = ["replicas", "norm-scale", "schedule"];
+        assert_eq!(idle, expected[usize::from(world > 1)..]);
     }
 }
 
@@ -244,9 +248,9 @@ fn a_tensor_that_is_missing_or_strange_is_named() {
 #[test]
 fn a_sample_that_two_ranks_have_is_named_with_both() {
     let finding = spoiled(&["samples", "epochs"], |run| {
-        run.samples[2].micro_batches[1][0] = run.samples[2].micro_batches[0][0]
+        run.samples[2].micro_batches[3][0] = run.samples[2].micro_batches[0][0]
     });
-    says(&finding, "error samples: samples.jsonl:3: step 3, micro-batch 1, rank 1: sample ");
+    says(&finding, "error samples: samples.jsonl:3: step 3, micro-batch 3, rank 2: sample ");
     says(&finding, "is in micro-batch 0 of rank 0, too");
     let finding = spoiled(&["samples"], |run| run.samples[2].micro_batches[0][0] = SAMPLES);
     says(&finding, "does not exist: there are 8");
@@ -255,8 +259,8 @@ fn a_sample_that_two_ranks_have_is_named_with_both() {
 #[test]
 fn a_sample_that_comes_twice_in_an_epoch_is_found_across_steps() {
     let finding =
-        spoiled(&["epochs"], |run| run.samples[3].micro_batches[0][1] = run.samples[2].micro_batches[0][1]);
-    says(&finding, "step 4, micro-batch 0, rank 0: sample ");
+        spoiled(&["epochs"], |run| run.samples[3].micro_batches[1][0] = run.samples[2].micro_batches[1][0]);
+    says(&finding, "step 4, micro-batch 1, rank 0: sample ");
     says(&finding, "comes a second time in epoch 1");
 }
 
@@ -282,7 +286,7 @@ fn another_trainers_epochs_count_where_it_counts_them() {
         }
         let first = run.samples[0].micro_batches.clone();
         for index in 0..repeated {
-            run.samples[1].micro_batches[index / 2][index % 2] = first[index / 2][index % 2];
+            run.samples[1].micro_batches[index][0] = first[index][0];
         }
         names(&look_at(&run, |_| {}))
     };
@@ -296,10 +300,10 @@ fn another_trainers_epochs_count_where_it_counts_them() {
 
 #[test]
 fn equal_dropout_masks_are_found_within_a_step_and_across_steps() {
-    let finding = spoiled(&["dropout-masks"], |run| run.samples[1].masks[1] = run.samples[1].masks[0]);
+    let finding = spoiled(&["dropout-masks"], |run| run.samples[1].masks[3] = run.samples[1].masks[0]);
     says(
         &finding,
-        "samples.jsonl:2: step 2, micro-batch 1, rank 1: its dropout masks are those of micro-batch 0 of rank 0",
+        "samples.jsonl:2: step 2, micro-batch 3, rank 2: its dropout masks are those of micro-batch 0 of rank 0",
     );
     let finding = spoiled(&["dropout-masks"], |run| run.samples[1].masks[0] = run.samples[0].masks[0]);
     says(&finding, "those of micro-batch 0 of the step before");
@@ -371,10 +375,10 @@ fn shapes_follow_the_configuration_and_each_other() {
     let finding = spoiled(&["batch"], |run| run.metrics[2].epoch = 0);
     says(&finding, "epoch 0 instead of 1");
     let finding = spoiled(&["batch"], |run| {
-        let id = run.samples[4].micro_batches[1].pop();
+        let id = run.samples[4].micro_batches[3].pop();
         assert!(id.is_some());
     });
-    says(&finding, "step 5, micro-batch 1: 1 samples instead of batch.micro_batch_size 2");
+    says(&finding, "step 5, micro-batch 3: 0 samples instead of batch.micro_batch_size 1");
 }
 
 #[test]
@@ -446,7 +450,7 @@ fn a_gradient_that_is_longer_than_its_parts_is_found() {
         run.digest(3, Phase::ReducedGradient, "wte.bias").norm.0 *= 3.0;
     });
     says(&finding, "step 3, wte.bias: the reduced gradient has norm ");
-    says(&finding, "the local gradients of 2 micro-batches can only add up to something from ");
+    says(&finding, "the local gradients of 4 micro-batches can only add up to something from ");
 }
 
 #[test]
@@ -466,7 +470,7 @@ fn a_gradient_that_has_been_there_before_is_found() {
     });
     says(
         &finding,
-        "step 3, micro-batch 1, wte.bias, rank 1: the local gradient has the bits of micro-batch 0's",
+        "step 3, micro-batch 1, wte.bias, rank 0: the local gradient has the bits of micro-batch 0's",
     );
 }
 

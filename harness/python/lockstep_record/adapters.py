@@ -164,13 +164,14 @@ class Fsdp1(Whole):
 
     def parameters(self):
         with self._summoned():
-            yield from ((name, parameter.detach()) for name, parameter in named(self.model))
+            # Copies: it frees the storage afterwards, and numpy must not hold on to it.
+            yield from ((name, parameter.detach().clone()) for name, parameter in named(self.model))
 
     def gradients(self):
         with self._summoned(with_grads=True):
             for name, parameter in named(self.model):
                 if parameter.grad is not None:
-                    yield name, parameter.grad
+                    yield name, parameter.grad.clone()
 
     def _summoned(self, **options):
         from torch.distributed.fsdp import FullyShardedDataParallel

@@ -128,14 +128,17 @@ fn apply(mut bytes: Vec<u8>, mutation: &Mutation) -> Vec<u8> {
             let times = usize::from(*times);
             replace(&mut bytes, at, |token| token.repeat(times.min(BYTES_MAX / token.len().max(1))));
         }
-        Mutation::DeleteLine(at) => lines(&mut bytes, |lines| drop(lines.remove(at.index(lines.len())))),
+        Mutation::DeleteLine(at) => lines(&mut bytes, |lines| {
+            let _ = lines.remove(at.index(lines.len()));
+        }),
         Mutation::DuplicateLine(at) => lines(&mut bytes, |lines| {
             let index = at.index(lines.len());
             lines.insert(index, lines[index]);
         }),
-        Mutation::SwapLines(a, b) => {
-            lines(&mut bytes, |lines| lines.swap(a.index(lines.len()), b.index(lines.len())))
-        }
+        Mutation::SwapLines(a, b) => lines(&mut bytes, |lines| {
+            let places = [a, b].map(|place| place.index(lines.len()));
+            lines.swap(places[0], places[1]);
+        }),
         Mutation::Truncate(at) => bytes.truncate(at.index(bytes.len())),
         Mutation::Flip(at, byte) => {
             let index = at.index(bytes.len());

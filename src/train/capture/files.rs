@@ -59,14 +59,18 @@ pub fn write_file(
     tensors: Vec<(String, &[f32])>,
 ) -> Result<CheckpointFile, String> {
     let path = folder.join(name);
-    let views = tensors.into_iter().map(|(key, values)| {
-        let view = TensorView::new(Dtype::F32, vec![values.len()], flat::bytes(values));
-        view.map(|view| (key, view)).map_err(|error| error.to_string())
-    });
-    let views = views.collect::<Result<Vec<_>, _>>()?;
+    let views = tensors
+        .into_iter()
+        .map(|(key, values)| view(values).map(|view| (key, view)))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| error.to_string())?;
     safetensors::serialize_to_file(views, None, &path).map_err(|error| format!("{name}: {error}"))?;
     let (bytes, blake3) = files::digest(&path).map_err(|error| format!("{name}: {error}"))?;
     Ok(CheckpointFile { name: name.to_owned(), bytes, blake3 })
+}
+
+fn view(values: &[f32]) -> Result<TensorView<'_>, safetensors::SafeTensorError> {
+    TensorView::new(Dtype::F32, vec![values.len()], flat::bytes(values))
 }
 
 /// Writes the manifest and gives the folder its name; one of an earlier execution goes.
