@@ -131,7 +131,8 @@ fn labels(paths: &[PathBuf]) -> Vec<String> {
     let mut common = parents.first().cloned().unwrap_or_default();
     while !parents.iter().all(|parent| parent.starts_with(&common)) {
         if !common.pop() {
-            break;
+            // An absolute path and a relative one: not even the root.
+            common = PathBuf::new();
         }
     }
     let label = |path: &PathBuf| {
