@@ -185,8 +185,7 @@ class Fsdp1(Whole):
         return FullyShardedDataParallel.summon_full_params(self.model, writeback=False, **options)
 
     def state(self):
-        """Ranks hold consecutive pieces of each flattened parameter, and of its state: put together here, since
-        `FullyShardedDataParallel.optim_state_dict` of PyTorch 2.13 was seen to return other values on the CPU."""
+        """Ranks hold consecutive pieces of each flattened parameter, and of its state."""
         states = [self.optimizer.state.get(parameter, {}) for _, parameter in self.named]
         mine = {kind for state in states for kind, tensor in state.items() if kind not in NOT_STATE and torch.is_tensor(tensor)}
         for kind in sorted(set().union(*self.world.gather(mine))):
