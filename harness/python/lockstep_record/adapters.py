@@ -4,6 +4,8 @@ An adapter is made on every rank. Its generators yield (name, whole tensor) in t
 exhaust them together: some gather from the other ranks.
 """
 
+import math
+
 import torch
 
 # Parts of a parameter's name that wrappers add.
@@ -156,11 +158,15 @@ class Fsdp1(Whole):
 
     def __init__(self, model, optimizer):
         super().__init__(model, optimizer)
+        from .world import World
+
+        self.world = World()
         self.sharded = dict.fromkeys(self.sharded, True)
         self.strategy = "fsdp"
+        self.known_shapes = [(name, list(parameter.shape), parameter.dtype) for name, parameter in self.parameters()]
 
     def shapes(self):
-        return [(name, list(parameter.shape), parameter.dtype) for name, parameter in self.parameters()]
+        return self.known_shapes
 
     def parameters(self):
         with self._summoned():
@@ -179,20 +185,16 @@ class Fsdp1(Whole):
         return FullyShardedDataParallel.summon_full_params(self.model, writeback=False, **options)
 
     def state(self):
-        from torch.distributed.fsdp import FullyShardedDataParallel
-
-        entries = FullyShardedDataParallel.optim_state_dict(self.model, self.optimizer)["state"]
-        state = {self._clean(name): kinds for name, kinds in entries.items()}
-        names = [name for name, _ in self.named if name in state]
-        for kind in sorted({kind for kinds in state.values() for kind in kinds if kind not in NOT_STATE}):
-            for name in names:
-                yield f"{STATE_NAMES.get(kind, kind)}/{name}", state[name][kind]
-
-    @staticmethod
-    def _clean(name):
-        for wrapper in WRAPPERS:
-            name = name.replace(wrapper, "")
-        return name
+        """Ranks hold consecutive pieces of each flattened parameter, and of its state."""
+        states = [self.optimizer.state.get(parameter, {}) for _, parameter in self.named]
+        mine = {kind for state in states for kind, tensor in state.items() if kind not in NOT_STATE and torch.is_tensor(tensor)}
+        for kind in sorted(set().union(*self.world.gather(mine))):
+            for (name, shape, dtype), state in zip(self.known_shapes, states, strict=True):
+                piece = state[kind].detach().reshape(-1).cpu() if kind in state else torch.empty(0, dtype=dtype)
+                flat = torch.cat(self.world.gather(piece))
+                if flat.numel() != math.prod(shape):
+                    raise NotImplementedError(f"{name}: {flat.numel()} elements of state on all ranks: only FULL_SHARD is known")
+                yield f"{STATE_NAMES.get(kind, kind)}/{name}", flat.reshape(shape)
 
 
 class DeepSpeed(Whole):
