@@ -4,12 +4,16 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo bench test lint clean-cache
+.PHONY: help setup build demo bench test zoo fuzz lint clean-cache
 
 # Limits, in seconds: nothing here may hang.
 DEMO_LIMIT_S := 3600
 TEST_LIMIT_S := 5400
 BENCH_LIMIT_S := 36000
+FUZZ_LIMIT_S := 36000
+
+# Of `make fuzz`, for each of about twenty readers.
+CASES := 100000
 
 # On a terminal Ctrl-C must reach the commands; elsewhere the limit must end their children too.
 LIMITED := timeout $(shell test -t 0 && echo --foreground) --kill-after=30
@@ -35,6 +39,13 @@ bench: ## Measure ours against PyTorch and DeepSpeed in pairs: hours (ONLY='PATT
 
 test: setup ## The whole test suite
 	@$(LIMITED) $(TEST_LIMIT_S) ci/test
+
+zoo: setup ## Plant every bug, judge the harness's answers, and count false alarms in 200 clean runs
+	@$(LIMITED) $(TEST_LIMIT_S) ci/zoo
+
+fuzz: setup ## Damaged and hostile files for every reader (CASES=100000 for each)
+	@LOCKSTEP_FUZZ_CASES=$(CASES) $(LIMITED) $(FUZZ_LIMIT_S) cargo test --package lockstep-harness --test fuzz
+	@LOCKSTEP_FUZZ_CASES=$(CASES) $(LIMITED) $(FUZZ_LIMIT_S) cargo test --features lockstep/mutations --test programs parsers::
 
 lint: setup ## Formatting, clippy, shell scripts, dependencies and licences
 	@$(LIMITED) $(TEST_LIMIT_S) ci/lint

@@ -66,10 +66,18 @@ pub struct Train {
     /// `lockstep-harness trace`
     #[arg(long)]
     pub trace: bool,
+    /// Write everything of this step to capture/ in the run directory, for `lockstep-harness bisect`: each micro-batch's
+    /// gradient, the reduced one, parameters and optimizer state before and after; may be given again
+    #[arg(long, value_name = "step=N", value_delimiter = ',', value_parser = captured_step)]
+    pub capture: Vec<u64>,
     /// What the ranks exchange while they train. With `none` each trains on its own: wrong results, but the ceiling of
     /// what hiding communication can reach
     #[arg(long, value_enum, value_name = "WHAT", default_value = "all")]
     pub comm: Exchanged,
+    /// Move values at random by at most one unit in the last place, to see how far the run moves: `gradients` (of each
+    /// micro-batch) or `all` (parameters, too), the unit fp32, bf16 or fp16. For `lockstep-harness tolerance`
+    #[arg(long, value_name = "WHAT:SEED[:UNIT]")]
+    pub perturb: Option<lockstep_record::Perturbation>,
     /// Build everything, print what would run, and take no step
     #[arg(long)]
     pub dry_run: bool,
@@ -95,6 +103,14 @@ pub struct Doctor {
     /// This process examines, and another one waits for it
     #[arg(long, hide = true)]
     pub inside: bool,
+}
+
+/// `step=3`
+fn captured_step(text: &str) -> Result<u64, String> {
+    match text.strip_prefix("step=").map(str::parse) {
+        Some(Ok(step)) if step > 0 => Ok(step),
+        _ => Err("give a step that is to be captured, such as step=3".into()),
+    }
 }
 
 /// A limit that a wait can have.

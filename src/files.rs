@@ -40,8 +40,13 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
 
 /// Length and BLAKE3 of a file.
 pub fn digest(path: &Path) -> io::Result<(u64, String)> {
+    digest_of(File::open(path)?)
+}
+
+/// [`digest`] of a file that is open already, from where it stands.
+pub fn digest_of(file: File) -> io::Result<(u64, String)> {
     let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(File::open(path)?)?;
+    hasher.update_reader(file)?;
     Ok((hasher.count(), hasher.finalize().to_hex().to_string()))
 }
 

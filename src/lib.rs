@@ -18,6 +18,7 @@ pub mod model;
 pub mod mutate;
 pub mod optim;
 pub mod partition;
+pub mod perturb;
 pub mod random;
 pub mod reduce;
 pub mod session;

@@ -16,6 +16,7 @@ pub enum Purpose {
     Augmentation = 5,
     LayerDrop = 6,
     PowerSgd = 7,
+    Perturbation = 8,
 }
 
 /// An endless sequence of random numbers: element `i` depends on these fields and `i` alone. Streams of which any
@@ -107,6 +108,12 @@ impl Stream {
     /// The directions that PowerSGD first looks in, for the `parameter`-th of the model; `draw` counts the new beginnings.
     pub fn power_sgd(seed: u64, parameter: u32, draw: u32) -> Self {
         Self { seed, purpose: Purpose::PowerSgd, a: parameter, b: 0, c: draw }
+    }
+
+    /// How far the elements of the `parameter`-th of the model, or of its gradient of one micro-batch, are moved in one step.
+    /// The seed is the perturbation's, not the run's.
+    pub fn perturbation(seed: u64, parameter: u32, micro_batch: u32, step: u32) -> Self {
+        Self { seed, purpose: Purpose::Perturbation, a: parameter, b: micro_batch, c: step }
     }
 
     /// Uniform 32-bit numbers: elements `0..out.len()`.

@@ -1,6 +1,7 @@
 //! Whole-program tests: the real trainer, under the real mpirun where there is more than one rank.
 
 mod bad_input;
+mod bisect;
 mod collectives;
 mod compression;
 mod doctor;
@@ -9,8 +10,12 @@ mod faults;
 mod gradients;
 mod launch;
 mod launch_jobs;
+mod lint;
 #[cfg(feature = "mutations")]
 mod negative_controls;
 mod overlap;
+mod parsers;
 mod resume;
+mod tolerance;
 mod tune;
+mod zoo;

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from golden import Refused
 from optimizers import STATE_NAMES, groups, recipe
+from record import link_states, versions
 
 
 def load():
@@ -85,10 +86,7 @@ class DeepSpeed:
         return float(self.engine.get_global_grad_norm())
 
     def state(self):
-        # DeepSpeed 0.19 links the moments of all parameter groups to their parameters after the first group's first
-        # update, when the other groups have none yet: so once more.
-        self.optimizer._hp_optimizer_states_linked = False
-        self.optimizer._lazy_init_hp_params_optimizer_state()
+        link_states(self.optimizer)
         for name, key in STATE_NAMES[self.settings["kind"]].items():
             for parameter_name, parameter in self.named:
                 yield f"{name}/{parameter_name}", self.deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
@@ -98,6 +96,4 @@ class DeepSpeed:
         return sum(partition.numel() for partition in self.optimizer.single_partition_of_fp32_groups)
 
     def versions(self):
-        import torch
-
-        return {"torch": torch.__version__, "deepspeed": self.deepspeed.__version__}
+        return versions() | {"deepspeed": self.deepspeed.__version__}

@@ -9,8 +9,8 @@ import time
 
 import torch
 
-from gradients import tree_sum
 from optimizers import STATE_NAMES, decay, groups, recipe
+from record import tree_sum, versions
 
 # Engine: the strategy's name in the run record.
 STRATEGIES = {
@@ -113,7 +113,7 @@ class Single:
         return sum(parameter.numel() for parameter in self.parameters)
 
     def versions(self):
-        return {"torch": torch.__version__}
+        return versions()
 
 
 class Tree(Single):

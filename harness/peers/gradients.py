@@ -1,12 +1,4 @@
-"""Who owns which micro-batches, and the tree along which gradients and losses are added."""
-
-
-def tree_sum(leaves, add=lambda left, right: left + right):
-    """The sum along the fixed binary tree: neighbours in pairs, level by level; one left over rises alone."""
-    while len(leaves) > 1:
-        pairs = [add(left, right) for left, right in zip(leaves[::2], leaves[1::2])]
-        leaves = pairs + leaves[len(pairs) * 2 :]
-    return leaves[0]
+"""Who owns which micro-batches."""
 
 
 def share(items, parts, part):

@@ -1,38 +1,18 @@
 """Tests of the parts that decide and compute: each against its definition, spelled another way."""
 
-import math
-import random
-import struct
 import unittest
 
 import blake3
 import numpy
-import xxhash
 
 from golden import Refused
-from gradients import share, tree_sum
+from gradients import share
 from images import draw_all, philox
-from record import BLOCK_ELEMENTS, LANES, digest, digest_lines, rank_ranges, real, square_sum
 from schedule import learning_rate
 from world import World, world_of
 
 
-def node(leaves, level, index):
-    """The ordered sum as its definition says: node (level, index) covers leaves [index·2^level, (index+1)·2^level)."""
-    if level == 0:
-        return leaves[index]
-    left = node(leaves, level - 1, 2 * index)
-    right = (2 * index + 1) << (level - 1)
-    return left if right >= len(leaves) else f"({left}+{node(leaves, level - 1, 2 * index + 1)})"
-
-
-class TreeTest(unittest.TestCase):
-    def test_it_is_the_tree_of_the_definition(self):
-        for count in range(1, 40):
-            leaves = [str(i) for i in range(count)]
-            summed = tree_sum(leaves, lambda left, right: f"({left}+{right})")
-            self.assertEqual(summed, node(leaves, (count - 1).bit_length(), 0), count)
-
+class ShareTest(unittest.TestCase):
     def test_shares_are_contiguous_and_complete(self):
         for items in range(1, 20):
             for parts in range(1, items + 1):
@@ -41,56 +21,6 @@ class TreeTest(unittest.TestCase):
                 sizes = [len(one) for one in shares]
                 self.assertEqual(sizes, sorted(sizes, reverse=True))
                 self.assertLessEqual(max(sizes) - min(sizes), 1)
-
-
-class RecordTest(unittest.TestCase):
-    def test_digest_of_one_block_is_pinned(self):
-        elements = numpy.frombuffer(b"lockstep", dtype="<f4")
-        expected = xxhash.xxh3_128(xxhash.xxh3_128(b"lockstep").intdigest().to_bytes(16, "little")).hexdigest()
-        self.assertEqual(digest(elements), expected)
-
-    def test_a_changed_bit_and_swapped_blocks_change_the_digest(self):
-        elements = numpy.arange(3 * BLOCK_ELEMENTS, dtype="<f4")
-        changed = elements.copy()
-        changed[-1] = numpy.nextafter(changed[-1], numpy.float32(0))
-        self.assertNotEqual(digest(changed), digest(elements))
-        self.assertNotEqual(digest(numpy.roll(elements, BLOCK_ELEMENTS)), digest(elements))
-
-    def test_square_sum_adds_in_the_prescribed_order(self):
-        generator = numpy.random.default_rng(0)
-        for size in (0, 1, 7, 8, 9, 1023, 1024, 1025, 5000):
-            elements = generator.normal(size=size).astype("<f4")
-            total = 0.0
-            for start in range(0, size, BLOCK_ELEMENTS):
-                lanes = [0.0] * LANES
-                for i, value in enumerate(elements[start : start + BLOCK_ELEMENTS].tolist()):
-                    lanes[i % LANES] += value * value
-                block = 0.0
-                for lane in lanes:
-                    block += lane
-                total += block
-            self.assertEqual(square_sum(elements), total, size)
-
-    def test_the_order_matters(self):
-        elements = numpy.random.default_rng(0).normal(size=100_000).astype("<f4")
-        self.assertNotEqual(square_sum(elements), float(numpy.square(elements.astype(float)).sum()))
-
-    def test_reals_keep_every_bit(self):
-        generator = random.Random(0)
-        for _ in range(1000):
-            bits = generator.getrandbits(64)
-            value = struct.unpack("<d", struct.pack("<Q", bits))[0]
-            text = real(value)
-            if math.isfinite(value):
-                self.assertEqual(struct.pack("<d", float(repr(text))), struct.pack("<Q", bits))
-            else:
-                self.assertEqual(int(text, 16), bits)
-
-    def test_a_parted_replica_gets_its_own_line(self):
-        same, other = ("w", None, "aa", 1.0), ("w", None, "bb", 1.0)
-        lines = list(digest_lines(3, "parameters", [[same], [other], [same], [same]]))
-        self.assertEqual([(line["digest"], line["ranks"]) for line in lines], [("aa", [[0, 0], [2, 3]]), ("bb", [[1, 1]])])
-        self.assertEqual(rank_ranges([0, 1, 2, 5, 7, 8]), [[0, 2], [5, 5], [7, 8]])
 
 
 class ImagesTest(unittest.TestCase):

@@ -9,9 +9,9 @@ import data
 import engines
 import model as models
 from golden import load_initial_weights
-from gradients import share, tree_sum
+from gradients import share
 from record import RECORD_VERSION, RunDirectory, digest, digest_lines, flat, global_norm, rank_info, real
-from record import resident_bytes_max, square_sum
+from record import resident_bytes_max, sketch, square_sum, tree_sum
 from schedule import learning_rate
 from world import gather, gather_numbers, join, leave
 
@@ -117,6 +117,7 @@ class Digests:
     def __init__(self, directory, world, record, last_step):
         self.directory, self.world = directory, world
         self.every, self.last_step, self.local_gradients = record["digests_every"], last_step, record["local_gradients"]
+        self.sketches = record.get("sketches", False)
 
     def is_due(self, step):
         return self.every > 0 and (step % self.every == 0 or step in (1, self.last_step))
@@ -132,7 +133,8 @@ class Digests:
         for name, tensor in tensors() if callable(tensors) else tensors:
             elements = flat(tensor)
             squares.append(square_sum(elements))
-            entries.append((name, micro_batch, digest(elements), math.sqrt(squares[-1])))
+            bins = sketch(elements) if self.sketches else None
+            entries.append((name, micro_batch, digest(elements), math.sqrt(squares[-1]), bins))
         per_rank = gather(entries, self.world)
         if self.directory:
             self.directory.write("digests", digest_lines(step, phase, per_rank))

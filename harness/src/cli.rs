@@ -1,7 +1,13 @@
 //! The command line: what was typed, and which exit code it ends with.
 
+mod bisect;
+mod bless;
+mod lint;
 mod predict;
+mod report;
+mod tolerance;
 mod trace;
+mod zoo;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -10,9 +16,10 @@ use clap::{Args, Parser, Subcommand};
 use lockstep_record::{RunDir, exit};
 
 use crate::bench::BenchArgs;
-use crate::compare::{CompareError, Mode, Tolerance, compare};
+use crate::compare::{CompareError, Mode, Tolerance, compare_families};
 use crate::flight::{self, FlightError};
-use crate::report;
+use crate::goldens::Families;
+use crate::report::{comparison_json, comparison_text};
 use crate::tune::TuneArgs;
 use crate::verify::{self, Keep, Options};
 
@@ -31,8 +38,18 @@ pub struct Cli {
 enum Command {
     /// Compare two run directories and name the first difference.
     Compare(CompareArgs),
+    /// Find where two runs part: step, phase, tensor, rank and elements.
+    Bisect(bisect::BisectArgs),
+    /// Look for what is wrong in one run by itself, without a golden run.
+    Lint(lint::LintArgs),
+    /// Store a run as a golden run, with what its bits depend on; or list those that are stored.
+    Bless(bless::BlessArgs),
     /// Run a plan of launches, compare each with its golden run, and report.
     Verify(VerifyArgs),
+    /// Show any number of runs beside the first one: a table, and a page with their curves.
+    Report(report::ReportArgs),
+    /// Make a golden run's envelope, for comparisons with --tolerance auto.
+    Tolerance(tolerance::ToleranceArgs),
     /// Say where the ranks of a run that hung or broke part: who is missing, and what each was doing.
     Flight {
         /// Run directory.
@@ -48,6 +65,9 @@ enum Command {
     Bench(BenchArgs),
     /// Find the fastest bucket size, overlap and threads for a training on this machine.
     Tune(TuneArgs),
+    /// Plant bugs in the trainer and judge whether step, phase and tensor are named right; or make clean runs and count false
+    /// alarms.
+    Zoo(zoo::ZooArgs),
 }
 
 #[derive(Debug, Args)]
@@ -57,17 +77,29 @@ struct CompareArgs {
     /// Run directory that is judged.
     candidate: PathBuf,
     /// Demand the same bits (the default).
-    #[arg(long, conflicts_with_all = ["rtol", "atol"])]
+    #[arg(long, conflicts_with_all = ["rtol", "atol", "tolerance"])]
     exact: bool,
+    /// Accept what the golden run's envelope allows at each step of each tensor: see `lockstep-harness tolerance`.
+    #[arg(long, value_name = "auto", conflicts_with_all = ["rtol", "atol"])]
+    tolerance: Option<Auto>,
     /// Accept |candidate − golden| ≤ atol + rtol·|golden|. Digests cannot be compared then.
     #[arg(long, value_name = "R", value_parser = tolerance)]
     rtol: Option<f64>,
     /// See --rtol; each is 0 when only the other is given.
     #[arg(long, value_name = "A", value_parser = tolerance)]
     atol: Option<f64>,
+    /// Compare with a stored golden run of another family (processor, libraries, threads) all the same.
+    #[arg(long)]
+    any_family: bool,
     /// Print the comparison as JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// The one word that `--tolerance` takes.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Auto {
+    Auto,
 }
 
 #[derive(Debug, Args)]
@@ -104,9 +136,10 @@ fn tolerance(text: &str) -> Result<f64, String> {
 
 impl CompareArgs {
     fn mode(&self) -> Mode {
-        match (self.rtol, self.atol) {
-            (None, None) => Mode::Exact,
-            (rtol, atol) => Mode::Tolerance(Tolerance {
+        match (self.tolerance, self.rtol, self.atol) {
+            (Some(Auto::Auto), ..) => Mode::Auto,
+            (None, None, None) => Mode::Exact,
+            (None, rtol, atol) => Mode::Tolerance(Tolerance {
                 rtol: rtol.unwrap_or(0.0),
                 atol: atol.unwrap_or(0.0),
                 parameter_norm_atol: None,
@@ -120,19 +153,26 @@ impl Cli {
     pub fn run(self, out: &mut dyn Write, errors: &mut dyn Write) -> i32 {
         match self.command {
             Command::Compare(args) => run_compare(&args, out, errors),
+            Command::Bisect(args) => args.run(out, errors),
+            Command::Lint(args) => args.run(out, errors),
+            Command::Bless(args) => args.run(out, errors),
             Command::Verify(args) => run_verify(args, out, errors),
+            Command::Report(args) => args.run(out, errors),
+            Command::Tolerance(args) => args.run(out, errors),
             Command::Flight { run } => run_flight(run, out, errors),
             Command::Trace(args) => args.run(out, errors),
             Command::Measure(args) => args.run(out, errors),
             Command::Predict(args) => args.run(out, errors),
             Command::Bench(args) => args.run(out, errors),
             Command::Tune(args) => args.run(out, errors),
+            Command::Zoo(args) => args.run(out, errors),
         }
     }
 }
 
 fn run_compare(args: &CompareArgs, out: &mut dyn Write, errors: &mut dyn Write) -> i32 {
-    let comparison = match compare(&args.golden, &args.candidate, args.mode()) {
+    let families = if args.any_family { Families::Any } else { Families::Same };
+    let comparison = match compare_families(&args.golden, &args.candidate, args.mode(), families) {
         Ok(comparison) => comparison,
         Err(error) => {
             let _ = writeln!(errors, "error: {error}");
@@ -140,8 +180,8 @@ fn run_compare(args: &CompareArgs, out: &mut dyn Write, errors: &mut dyn Write) 
         }
     };
     let text = match args.json {
-        true => report::comparison_json(&comparison),
-        false => report::comparison_text(&comparison),
+        true => comparison_json(&comparison),
+        false => comparison_text(&comparison),
     };
     let verdict = if comparison.passed() { exit::OK } else { exit::DIFFERENT };
     finish(writeln!(out, "{text}"), verdict)

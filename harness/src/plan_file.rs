@@ -7,6 +7,8 @@ use serde::de::DeserializeOwned;
 
 /// The largest plan that is read, in bytes.
 const PLAN_BYTES_MAX: u64 = 1 << 20;
+/// What aliases may copy at most, in bytes.
+const COPIES_BYTES_MAX: usize = 64 << 20;
 /// Seconds that a launch may take where the plan says nothing.
 pub const TIMEOUT_DEFAULT_S: f64 = 600.0;
 const TIMEOUT_MAX_S: f64 = 1e6;
@@ -21,7 +23,7 @@ pub enum PlanError {
 
 /// Reads a plan; an error names the key, the line and the column.
 pub fn read_yaml<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
-    let (file, bytes) = crate::compare::open_plain_file(path).map_err(|_| match path.exists() {
+    let (file, bytes) = lockstep_record::open_plain_file(path).map_err(|_| match path.exists() {
         true => "cannot be read as a plain file".to_owned(),
         false => "no such plan".to_owned(),
     })?;
@@ -33,6 +35,10 @@ pub fn read_yaml<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
 }
 
 pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    // Each alias is a copy: a short plan could fill the memory with copies of one long value.
+    if text.matches('*').count().saturating_mul(text.len()) > COPIES_BYTES_MAX {
+        return Err("has too many aliases (*NAME) for its length: write the values out".into());
+    }
     serde_yaml::from_str(text).map_err(|error| error.to_string())
 }
 
@@ -95,6 +101,14 @@ pub fn matches(pattern: &str, text: &str) -> bool {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn aliases_cannot_fill_the_memory() {
+        let text = format!("a: &a {}\nb: [{}]\n", "x".repeat(100_000), "*a,".repeat(100_000));
+        assert!(parse::<serde_json::Value>(&text).unwrap_err().contains("too many aliases"));
+        let few = parse::<serde_json::Value>("a: &a [x]\nb: [*a, *a]\n").unwrap();
+        assert_eq!(few["b"][1][0], "x");
+    }
 
     proptest! {
         #[test]

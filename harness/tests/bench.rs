@@ -50,7 +50,13 @@ fn run(ranks: u32, strategy: &str, step_seconds: f64, state: u64) -> Run {
     let segment = &mut run.manifest.segments[0];
     segment.strategy = strategy.into();
     segment.ranks = (0..ranks)
-        .map(|rank| RankInfo { rank, host: "h".into(), optimizer_bytes: state, master_bytes: 0 })
+        .map(|rank| RankInfo {
+            rank,
+            host: "h".into(),
+            optimizer_bytes: state,
+            master_bytes: 0,
+            processor: None,
+        })
         .collect();
     for line in &mut run.metrics {
         // The first step is slow: it belongs to the warm-up.

@@ -93,6 +93,68 @@ fn files_outside_the_checkpoint_are_never_opened() {
     refused(manifest(|m| m.tensors[0].pieces[0].file = "other".into()), "not in its list of files");
 }
 
+/// Whatever in a run directory is a link could lead to any file of whoever reads it.
+#[test]
+fn links_out_of_the_run_directory_are_refused() {
+    let outside = tempfile::tempdir().unwrap();
+    let link = |path: &Path| {
+        let place = outside.path().join(path.file_name().unwrap());
+        std::fs::rename(path, &place).unwrap();
+        std::os::unix::fs::symlink(&place, path).unwrap();
+    };
+    type Place = fn(&RunDir) -> std::path::PathBuf;
+    let places: [(Place, &str); 6] = [
+        (RunDir::manifest, "manifest.json: a symbolic link"),
+        (RunDir::metrics, "metrics.jsonl: a symbolic link"),
+        (RunDir::samples, "samples.jsonl: a symbolic link"),
+        (RunDir::digests, "digests.jsonl: a symbolic link"),
+        (RunDir::checkpoints, "checkpoints: a symbolic link"),
+        (|run| run.checkpoint(STEPS), "step-00000005: a symbolic link"),
+    ];
+    for (place, expected) in places {
+        refused(|run| link(&place(run)), expected);
+    }
+    // One that leads nowhere is no missing file.
+    let dangling = |run: &RunDir| {
+        std::fs::remove_file(run.digests()).unwrap();
+        std::os::unix::fs::symlink("nowhere", run.digests()).unwrap();
+    };
+    refused(dangling, "digests.jsonl: a symbolic link");
+    let bench = Bench::new();
+    let [_, run] = bench.write();
+    for (command, folder, expected) in [
+        ("flight", run.flight(), "flight: a symbolic link"),
+        ("trace", run.traces(), "trace: a symbolic link"),
+    ] {
+        std::fs::create_dir(&folder).unwrap();
+        link(&folder);
+        let (code, _, errors) = harness(&[command, run.path().to_str().unwrap()]);
+        assert!(code == 101 && errors.contains(expected), "{code} {errors}");
+    }
+    // The run directory itself may be one: somebody named it.
+    let named = outside.path().join("latest");
+    let other = Bench::new();
+    let [golden, candidate] = other.write();
+    std::os::unix::fs::symlink(candidate.path(), &named).unwrap();
+    let (code, out, _) = harness(&["compare", golden.path().to_str().unwrap(), named.to_str().unwrap()]);
+    assert_eq!(code, 0, "{out}");
+}
+
+#[test]
+fn what_a_record_says_cannot_drive_the_terminal() {
+    let mut bench = Bench::new();
+    bench.candidate.digests[3].tensor = "\u{1b}]0;title\u{7}\u{202e}w".into();
+    bench.write();
+    let (_, out, errors) = bench.compare(&[]);
+    assert!(out.contains("\\u{1b}]0;title\\u{7}\\u{202e}w"), "{out}");
+    refused(
+        |run| std::fs::write(run.samples(), "{\"step\":1,\"micro_batches\":\"\u{9b}\u{202e}\"}\n").unwrap(),
+        "samples.jsonl:1:",
+    );
+    let hazards = |text: &str| text.chars().any(|c| c != '\n' && (c.is_control() || c == '\u{202e}'));
+    assert!(!hazards(&out) && !hazards(&errors), "{out}{errors}");
+}
+
 #[test]
 fn pieces_must_tile_their_tensor() {
     refused(manifest(|m| m.tensors[0].pieces[1].offset += 1), "gap or overlap");

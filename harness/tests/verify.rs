@@ -126,10 +126,10 @@ fn a_plan_whose_cases_all_agree_passes() {
         report["cells"].as_array().unwrap().iter().map(|c| &c["outcome"]["verdict"]).collect();
     assert_eq!(verdicts, ["golden", "passed", "passed"]);
     assert_eq!(report["cells"][2]["ranks"], "2→1");
-    assert!(stand.read("junit.xml").contains(r#"tests="3" skipped="0" errors="0" failures="0""#));
+    assert!(stand.read("junit.xml").contains(r#"tests="3" failures="0" errors="0" skipped="0""#));
     let page = stand.read("report.html");
     assert!(page.contains("<svg") && page.contains("2 passed"), "{page}");
-    for outside in ["src=", "@import", "url(", "<link", "<script", "href=\"http"] {
+    for outside in ["src=", "@import", "url(", "<link", "href=\"http", "fetch(", "import("] {
         assert!(!page.contains(outside), "the page must work offline: {outside}");
     }
     // Only the golden run's checkpoints stay.
@@ -306,4 +306,40 @@ fn an_interrupt_ends_the_ranks_and_keeps_the_report() {
     assert!(wait(Box::new(|| child.try_wait().unwrap().is_some())), "it did not end");
     assert_eq!(child.wait().unwrap().code(), Some(101));
     assert_eq!(stand.report()["cells"].as_array().unwrap().len(), 1);
+}
+
+/// A plan may name a stored golden run: nothing is launched for it, and another family is said rather than compared.
+#[test]
+fn a_stored_golden_run_is_compared_with() {
+    let stand = Stand::new();
+    let mut golden = Run::new(1);
+    let ended = lockstep_record::Ended { step: 5, outcome: lockstep_record::Outcome::Finished, unix_s: 1 };
+    golden.manifest.segments[0].ended = Some(ended);
+    golden.write(&stand.path("golden-run"));
+    let (run, into) = (stand.path("golden-run"), stand.path("goldens/demo"));
+    let bless = ["bless", run.to_str().unwrap(), "--unchecked", "--into", into.to_str().unwrap()];
+    assert_eq!(harness(&bless).0, 0);
+    let (code, out) = stand.verify_with("goldens/demo", DDP_2, &[]);
+    assert_eq!(code, 0, "{out}");
+    let row = out.lines().find(|line| line.starts_with("g/golden")).unwrap();
+    assert!(row.contains("stored") && row.contains("golden"), "{row}");
+    std::fs::remove_dir_all(stand.work()).unwrap();
+    let mut other = Run::new(2);
+    other.manifest.segments[0].cpu_capability = "AVX512".into();
+    stand.record("r2-ddp", &other);
+    let (code, out) = stand.verify_with("goldens/demo", DDP_2, &[]);
+    assert_eq!(code, 101, "{out}");
+    assert!(out.contains("is of another family: cpu_capability AVX2, the candidate's AVX512"), "{out}");
+    std::fs::remove_dir_all(stand.work()).unwrap();
+    std::fs::write(into.join("metrics.jsonl"), "").unwrap();
+    let (code, out) = stand.verify_with("goldens/demo", DDP_2, &[]);
+    assert_eq!(code, 101, "{out}");
+    assert!(out.contains("was stored with"), "{out}");
+    std::fs::remove_dir_all(stand.work()).unwrap();
+    let (code, out) = stand.verify_with("nowhere", DDP_2, &[]);
+    assert_eq!(code, 2, "{out}");
+    assert!(out.contains("is no stored golden run: store one with"), "{out}");
+    let (code, out) = stand.verify_with("7", DDP_2, &[]);
+    assert_eq!(code, 2, "{out}");
+    assert!(out.contains("a case, or the path of a stored golden run"), "{out}");
 }

@@ -5,9 +5,10 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
-use lockstep_record::{CheckpointManifest, TensorEntry, read_json};
+use lockstep_record::{CheckpointManifest, TensorEntry, open_plain_file, read_json};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
 
 use super::CheckpointError;
 use crate::files;
@@ -32,7 +33,7 @@ impl Archive {
         let manifest: CheckpointManifest = read_json(&folder.join("manifest.json"))
             .map_err(|error| CheckpointError::unreadable(folder, error))?;
         let map = |name: &str| {
-            let file = File::open(plain_file(folder, name)?).map_err(|error| format!("{name}: {error}"))?;
+            let file = plain_file(folder, name)?;
             // SAFETY: a published checkpoint is never written to; a file that shrinks under us would end the
             // process with SIGBUS, as it would any reader.
             unsafe { Mmap::map(&file) }.map_err(|error| format!("{name}: {error}"))
@@ -54,8 +55,9 @@ impl Archive {
     /// Checks every `size`-th file, from the `rank`-th on: ranks share the work.
     pub fn verify_share(&self, rank: usize, size: usize) -> Result<(), String> {
         for file in self.manifest.files.iter().skip(rank).step_by(size) {
-            let path = plain_file(&self.folder, &file.name)?;
-            let (bytes, digest) = files::digest(&path).map_err(|error| format!("{}: {error}", file.name))?;
+            let opened = plain_file(&self.folder, &file.name)?;
+            let (bytes, digest) =
+                files::digest_of(opened).map_err(|error| format!("{}: {error}", file.name))?;
             if bytes != file.bytes {
                 return Err(format!(
                     "{} has {bytes} bytes instead of {}: it was cut short",
@@ -76,6 +78,7 @@ impl Archive {
     pub fn reader(&self) -> Result<Reader<'_>, String> {
         let mut files = HashMap::new();
         for (file, map) in self.manifest.files.iter().zip(&self.maps) {
+            check_offsets(map).map_err(|reason| format!("{}: {reason}", file.name))?;
             let tensors = SafeTensors::deserialize(map).map_err(|error| format!("{}: {error}", file.name))?;
             files.insert(file.name.as_str(), tensors);
         }
@@ -100,20 +103,46 @@ impl Archive {
     }
 }
 
-/// A file of the checkpoint; a manifest that points elsewhere is refused.
-fn plain_file(folder: &Path, name: &str) -> Result<PathBuf, String> {
+/// Opens a file of the checkpoint; a manifest or a link that points elsewhere is refused.
+fn plain_file(folder: &Path, name: &str) -> Result<File, String> {
     match Path::new(name).components().collect::<Vec<_>>()[..] {
-        [Component::Normal(_)] => Ok(folder.join(name)),
+        [Component::Normal(_)] => {
+            open_plain_file(&folder.join(name)).map(|(file, _)| file).map_err(|error| error.to_string())
+        }
         _ => Err(format!("`{name}` is not a plain file name")),
+    }
+}
+
+/// What must be known of a safetensors header before the `safetensors` crate may add up what it claims: it does so
+/// without regard to overflow.
+fn check_offsets(file: &[u8]) -> Result<(), String> {
+    #[derive(Deserialize)]
+    struct Entry {
+        #[serde(default)]
+        data_offsets: (u64, u64),
+    }
+    let length = file.first_chunk().map(|bytes| u64::from_le_bytes(*bytes) as usize);
+    let header =
+        length.and_then(|length| file.get(8..length.checked_add(8)?)).ok_or("its header is cut short")?;
+    let entries: HashMap<String, Entry> =
+        serde_json::from_slice(header).map_err(|error| error.to_string())?;
+    let outside = |(_, entry): &(&String, &Entry)| entry.data_offsets.1 > file.len() as u64;
+    match entries.iter().find(outside) {
+        Some((name, _)) => Err(format!("{name} claims bytes past the end of the file")),
+        None => Ok(()),
     }
 }
 
 impl Reader<'_> {
     /// Copies elements `wanted` of a tensor from its pieces.
     pub fn copy(&self, tensor: &TensorEntry, wanted: Range<usize>, target: &mut [f32]) -> Result<(), String> {
-        let mut covered = 0;
+        let (mut covered, mut next) = (0, 0);
         for piece in &tensor.pieces {
-            let place = piece.offset as usize..(piece.offset.saturating_add(piece.length)) as usize;
+            if piece.offset != next {
+                return Err(format!("{}: its pieces leave a gap or overlap at element {next}", tensor.name));
+            }
+            next = piece.offset.saturating_add(piece.length);
+            let place = piece.offset as usize..next as usize;
             let part = overlap(&wanted, &place);
             if part.is_empty() {
                 continue;

@@ -3,6 +3,7 @@
 
 mod archive;
 mod error;
+mod planted;
 mod prune;
 mod read;
 mod write;

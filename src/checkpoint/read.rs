@@ -131,12 +131,22 @@ fn fill(archive: &Archive, tensors: &mut Tensors) -> Result<(), String> {
         if mine.is_empty() {
             continue;
         }
-        let wanted = mine.start - slot.offset..mine.end - slot.offset;
+        let mut wanted = mine.start - slot.offset..mine.end - slot.offset;
+        if active(Mutation::ReshardOffset) {
+            wanted = 0..wanted.len();
+        }
         let start = owned[slot.bucket].start;
         for (kind, name) in tensors.optimizer.state_names().iter().enumerate() {
             let state = entry(&optimizer_tensor(name, &spec.name))?;
             let place = &mut tensors.optimizer.state_mut(kind)[slot.bucket].as_mut_slice();
-            reader.copy(state, wanted.clone(), &mut place[mine.start - start..mine.end - start])?;
+            let place = &mut place[mine.start - start..mine.end - start];
+            if active(Mutation::HalfTheOptimizer) && kind == 1 {
+                continue;
+            }
+            reader.copy(state, wanted.clone(), place)?;
+            if active(Mutation::BitFlipOnLoad) && (index, kind, mine.start) == (0, 0, slot.offset) {
+                place[0] = f32::from_bits(place[0].to_bits() ^ (1 << 20));
+            }
         }
     }
     Ok(())

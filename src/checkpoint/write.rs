@@ -13,11 +13,12 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
 
-use super::{CheckpointError, Tensors, model_tensor, optimizer_tensor, surplus};
+use super::{CheckpointError, Tensors, model_tensor, optimizer_tensor, planted, surplus};
 use crate::comm::{Comm, agree};
 use crate::config::schema::Checkpoint;
 use crate::files;
 use crate::grad::flat;
+use crate::mutate::{Mutation, active};
 
 /// One piece as its writer reports it to rank 0.
 #[derive(Serialize, Deserialize)]
@@ -93,27 +94,30 @@ fn entries<'a>(file: &str, tensors: &'a Tensors, mine: &[Range<usize>]) -> (Entr
     let owned = tensors.optimizer.owned();
     for part in tensors.layout.parts(mine) {
         let spec = &tensors.layout.parameters[part.parameter];
+        let offset = if active(Mutation::PieceOffset) { 0 } else { part.offset };
         let mut add = |tensor: String, values: &'a [f32]| {
-            let key = format!("{tensor}@{}", part.offset);
+            let key = format!("{tensor}@{offset}");
             written.push(Written {
                 tensor,
                 shape: spec.shape.iter().map(|&size| size as u64).collect(),
                 piece: Piece {
                     file: file.to_owned(),
                     key: key.clone(),
-                    offset: part.offset as u64,
+                    offset: offset as u64,
                     length: values.len() as u64,
                 },
                 blocks: block_digests(flat::bytes(values), BLOCK_BYTES),
             });
             entries.push((key, values));
         };
-        add(model_tensor(&spec.name), &tensors.parameters[part.bucket].as_slice()[part.range.clone()]);
+        let values = &tensors.parameters[part.bucket].as_slice()[part.range.clone()];
+        add(model_tensor(planted::name(&spec.name)), planted::values(values));
         if tensors.layout.buckets[part.bucket].frozen {
             continue;
         }
         let start = owned[part.bucket].start;
         for (index, kind) in tensors.optimizer.state_names().iter().enumerate() {
+            let index = if active(Mutation::WrongStateSaved) { 0 } else { index };
             let state = tensors.optimizer.state(index)[part.bucket].as_slice();
             add(optimizer_tensor(kind, &spec.name), &state[part.range.start - start..part.range.end - start]);
         }
@@ -136,7 +140,7 @@ fn publish(partial: &Path, target: &Path, reports: &[Vec<u8>], state: &TrainingS
     if replaced.exists() {
         fs::remove_dir_all(&replaced).map_err(io)?;
     }
-    Ok(())
+    planted::damage(target, &manifest).map_err(io)
 }
 
 /// A damaged checkpoint of the same step moves here while its successor is published.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use lockstep_record::{Manifest, Program, RECORD_VERSION, RankInfo, Segment};
+use lockstep_record::{Manifest, Processor, Program, RECORD_VERSION, RankInfo, Segment};
 
 use super::resume::Start;
 use crate::comm::MpiComm;
@@ -38,6 +38,8 @@ pub fn segment(session: &Session, start: &Start) -> Result<Segment, Failure> {
         strategy: config.parallel.strategy.name().into(),
         reduction: if session.isolated { "none" } else { config.parallel.reduction.name() }.into(),
         compression: session.compression.clone(),
+        mutation: crate::mutate::planted(),
+        perturbation: session.perturbation,
         backend: session.comm.name().into(),
         threads_per_rank: tch::get_num_threads() as u32,
         cpu_capability: torch::cpu_capability(),
@@ -85,10 +87,16 @@ fn ranks(session: &Session) -> Result<Vec<RankInfo>, Failure> {
         host: hostname(),
         optimizer_bytes: session.optimizer.state_bytes(),
         master_bytes: session.optimizer.master_bytes(),
+        processor: processor(),
     };
     let internal = |error: serde_json::Error| Failure::alone(lockstep_record::exit::INTERNAL, error);
     let messages = session.comm.all_gather_bytes(&serde_json::to_vec(&mine).map_err(internal)?)?;
     messages.iter().map(|message| serde_json::from_slice(message).map_err(internal)).collect()
+}
+
+/// What this rank computes on.
+fn processor() -> Option<Processor> {
+    Processor::from_cpuinfo(&std::fs::read_to_string("/proc/cpuinfo").ok()?)
 }
 
 /// This host's name.

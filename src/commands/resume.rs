@@ -12,6 +12,7 @@ use crate::config::{Config, resume_compatible};
 use crate::files;
 use crate::launch::{Failure, together};
 use crate::metrics::Recorder;
+use crate::mutate;
 use crate::session::Session;
 
 /// The state that a run starts from.
@@ -59,6 +60,7 @@ pub fn start(session: &mut Session, run: &RunDir, resume: Option<&Path>) -> Resu
     }
     let (step, checkpoint) = first_good(session, &chain)?;
     session.agree_on_parameters()?;
+    mutate::resumed_from(step);
     tracing::info!(step, checkpoint = %checkpoint.display(), "resumed");
     if comm.rank() == 0 {
         eprintln!("step {step}: resumed from {}", checkpoint.display());

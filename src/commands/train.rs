@@ -11,6 +11,7 @@ use crate::comm::{Comm, Threading};
 use crate::config::Resolved;
 use crate::launch::{Failure, StopRequest, end_all_ranks_on_panic, environment_rank, join, together};
 use crate::metrics::{Recorder, start_logging};
+use crate::perturb;
 use crate::session::Session;
 use crate::trace::offset_to_rank_0;
 use crate::train::{self, Course};
@@ -75,7 +76,8 @@ fn run(comm: &dyn Comm, resolved: &Resolved, arguments: &Train) -> Result<i32, F
     let config = &resolved.config;
     resolved.validate_world(comm.size())?;
     prepare_libtorch(config.run.threads_per_rank, config.run.deterministic)?;
-    let session = Session::build(config, comm, arguments.comm == Exchanged::None)?;
+    let mut session = Session::build(config, comm, arguments.comm == Exchanged::None)?;
+    session.perturbation = arguments.perturb;
     if arguments.dry_run {
         if comm.rank() == 0 {
             print!("{}", plan::describe(&session));
@@ -103,6 +105,9 @@ fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
             "parallel.compression: {name}: the result is an approximation that depends on the number of ranks"
         );
     }
+    if let Some(perturbation) = &session.perturbation {
+        tracing::warn!("--perturb {perturbation}: values are moved on purpose, to see how far the run moves");
+    }
     session.corpus.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     if session.overlap_is_missing() {
         tracing::warn!(
@@ -112,6 +117,7 @@ fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
     }
     let start = resume::start(&mut session, &run_dir, arguments.resume.as_deref())?;
     let course = Course::new(config, start.step, arguments.stop_after, stop_request)?;
+    let course = course.capturing(&arguments.capture)?;
     let segment = manifest::segment(&session, &start)?;
     let recorder = lock
         .map(|lock| {
@@ -163,6 +169,7 @@ fn warn_of_threads(comm: &dyn Comm) {
 
 /// The initial state, before any step.
 fn record_start(session: &mut Session, run: &RunDir, recorder: Option<&mut Recorder>) -> Result<(), Failure> {
+    perturb::parameters(session, 0)?;
     let lines = train::initial_digests(session)?;
     if let Some(recorder) = recorder {
         recorder.digests(&lines)?;

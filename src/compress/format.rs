@@ -46,7 +46,7 @@ impl Format {
         for ((values, residuals), rounded) in stretches {
             let (wanted, sent) = (&mut wanted[..values.len()], &mut sent[..values.len()]);
             for ((wanted, value), residual) in wanted.iter_mut().zip(values).zip(&*residuals) {
-                *wanted = value + residual;
+                *wanted = if active(Mutation::FeedbackSign) { value - residual } else { value + residual };
             }
             self.round(wanted, rounded);
             self.widen(rounded, sent);

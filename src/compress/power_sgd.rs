@@ -58,7 +58,7 @@ impl Matrix {
     /// Replaces directions in which nothing was found, so that their place is not lost for ever. Without any from an
     /// earlier step all are drawn.
     fn refresh(&mut self, q: &mut [f32], seed: u64) {
-        if q.iter().any(|value| !value.is_finite()) {
+        if q.iter().any(|value| !value.is_finite()) || active(Mutation::FreshDirections) {
             q.fill(0.0);
         }
         let vanished = orthonormalise(q, self.columns);

@@ -11,6 +11,7 @@ use crate::comm::{Comm, CommError};
 use crate::grad::accumulate::PartialSums;
 use crate::grad::exchange::{Exchange, all_gather};
 use crate::grad::flat::Flat;
+use crate::mutate::{Mutation, active};
 use crate::strategy::{Ownership, Setting, Strategy};
 
 pub struct Rounded {
@@ -80,9 +81,13 @@ impl Rounded {
         let residual = &mut self.residuals[bucket].gradient;
         residual.resize(mine.len(), 0.0);
         let rounded = &mut self.outgoing[0];
-        self.format.round_with_feedback(&gradient[mine.clone()], residual, &mut rounded[mine]);
+        self.format.round_with_feedback(&gradient[mine.clone()], residual, &mut rounded[mine.clone()]);
         all_gather(comm, rounded, shards)?;
+        let own = active(Mutation::OwnShardNotRounded).then(|| gradient[mine.clone()].to_vec());
         self.format.widen(rounded, gradient);
+        if let Some(own) = own {
+            gradient[mine].copy_from_slice(&own);
+        }
         Ok(())
     }
 }

@@ -438,4 +438,7 @@ pub struct Record {
     pub digests_every: u64,
     /// Also digest each micro-batch's own gradient, at the same steps.
     pub local_gradients: bool,
+    /// Write a sketch of each tensor beside its digest, from which distances between runs are estimated: what a comparison
+    /// with `--tolerance auto` sees most by.
+    pub sketches: bool,
 }

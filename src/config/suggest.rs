@@ -154,7 +154,10 @@ mod tests {
 
     #[test]
     fn without_a_near_key_the_section_is_listed() {
-        assert_eq!(remedy_for_unknown_key("record.zzzzzz"), "there are digests_every, local_gradients");
+        assert_eq!(
+            remedy_for_unknown_key("record.zzzzzz"),
+            "there are digests_every, local_gradients, sketches"
+        );
         assert!(remedy_for_unknown_key("zzz").starts_with("there are run, model, data, "));
     }
 

@@ -5,6 +5,7 @@
 //! that [`crate::partition::share`] gives it out of the same [`StepSamples`]. So ranks agree on the number of steps,
 //! their ids are disjoint and complete, and a run goes on at any step with any number of ranks.
 
+use crate::mutate::{Mutation, active, since_resume};
 use crate::random::Stream;
 
 /// Why there is no sampler for these numbers.
@@ -68,6 +69,7 @@ impl Sampler {
     /// At step 0, which is the initial state and trains on nothing.
     pub fn step(&mut self, step: u64) -> StepSamples {
         assert!(step > 0, "steps are counted from 1");
+        let step = planted_step(step);
         let (size, per_step) = (self.micro_batch_size, (self.micro_batches * self.micro_batch_size) as u128);
         let first = u128::from(step - 1) * per_step;
         let epoch = first / u128::from(self.samples);
@@ -84,7 +86,11 @@ impl Sampler {
 
     /// The sample id at one position of the stream of epochs.
     fn id_at(&mut self, position: u128) -> u64 {
-        let (epoch, within) = (position / u128::from(self.samples), position % u128::from(self.samples));
+        let mut whole = u128::from(self.samples);
+        if active(Mutation::DropLast) {
+            whole -= whole % (self.micro_batches * self.micro_batch_size) as u128;
+        }
+        let (epoch, within) = (position / whole, position % whole);
         let epoch = epoch as u64;
         if self.cached.as_ref().is_none_or(|(cached, _)| *cached != epoch) {
             self.cached = Some((epoch, permutation(self.seed, epoch, self.samples)));
@@ -93,8 +99,17 @@ impl Sampler {
     }
 }
 
+/// The step itself, unless a bug is planted: a resume that does not find its place.
+fn planted_step(step: u64) -> u64 {
+    let restarted = since_resume(Mutation::SamplerRestarts).map(|from| step - from);
+    let skipped = since_resume(Mutation::SkipsTwice).map(|from| step + from);
+    restarted.or(skipped).unwrap_or(step)
+}
+
 /// The order of an epoch: Fisher–Yates from the last place to the first, driven by the epoch's own random stream.
 fn permutation(seed: u64, epoch: u64, samples: u32) -> Vec<u32> {
+    let seed = if active(Mutation::SeedNotUsed) { 0 } else { seed };
+    let epoch = if active(Mutation::EpochNotSet) { 0 } else { epoch };
     let mut order: Vec<u32> = (0..samples).collect();
     let mut draws = Draws { stream: Stream::sample_order(seed, epoch), buffer: [0; 256], next: 0 };
     for place in (1..samples).rev() {

@@ -10,6 +10,7 @@ use super::corpus::{Corpus, DataError, Inputs, Samples, Split, train_part};
 use super::source;
 use super::tokenizer::Tokenizer;
 use crate::config::schema::{Data, TokenizerKind};
+use crate::mutate::{Mutation, active, since_resume};
 
 /// Tokens in as few bytes as their tokenizer allows.
 #[derive(Debug)]
@@ -109,9 +110,11 @@ impl Text {
         inputs.clear();
         targets.clear();
         for &id in ids {
-            let start = self.start(split, id)?;
+            let late = since_resume(Mutation::ShardNotReloaded).is_some() && split == Split::Train;
+            let start = self.start(split, id)? + usize::from(late);
             self.tokens.extend(start..start + self.context, inputs);
-            self.tokens.extend(start + 1..start + self.context + 1, targets);
+            let next = usize::from(!active(Mutation::TargetsNotShifted));
+            self.tokens.extend(start + next..start + self.context + next, targets);
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use super::flat::{self, Flat};
 use super::layout::{Bucket, Layout};
 use super::tree::{Accumulation, LeafPlan, LeafSum};
+use crate::mutate::{Mutation, active, active_from};
 use std::ops::Range;
 use tch::Tensor;
 
@@ -66,6 +67,9 @@ impl PartialSums {
             for &slot in &plan.left {
                 flat::add(sum, &self.slots[slot].as_slice()[place.clone()]);
             }
+            if plan.left.is_empty() && active_from(Mutation::ZeroGradSkipped, 2) {
+                flat::add(sum, &self.slots[plan.into].as_slice()[place.clone()]);
+            }
             self.slots[plan.into].as_mut_slice()[place].copy_from_slice(sum);
             start = end;
         }
@@ -116,6 +120,7 @@ impl Accumulator {
     pub fn add(&mut self, layout: &Layout, parameter: usize, gradient: Tensor) -> bool {
         assert!(std::mem::replace(&mut self.missing[parameter], false), "parameter {parameter} came twice");
         let slot = &layout.slots[parameter];
+        let gradient = self.planted(parameter, gradient);
         match &self.plan.leaves[self.leaf] {
             LeafPlan::Keep => self.kept[parameter] = Some(gradient),
             LeafPlan::Sum(plan) => {
@@ -126,6 +131,20 @@ impl Accumulator {
         }
         self.missing_in[slot.bucket] -= 1;
         self.missing_in[slot.bucket] == 0
+    }
+
+    /// The gradient, unless a bug is planted: micro-batches that do not count, or count for less.
+    fn planted(&self, parameter: usize, gradient: Tensor) -> Tensor {
+        let (first, last) = (self.leaf == 0, self.is_last());
+        let lost = active(Mutation::FirstLeafOnly) && !first
+            || active(Mutation::LastLeafOnly) && !last
+            || active(Mutation::LastLeafMissing) && last
+            || active(Mutation::LargeGradientLost) && !first && parameter == 0;
+        match () {
+            () if lost => gradient.zeros_like(),
+            () if active(Mutation::RescaledEachTime) && !first => gradient * 0.5,
+            () => gradient,
+        }
     }
 
     /// The trained parameters whose gradient has not come.

@@ -7,7 +7,7 @@ use super::accumulate::PartialSums;
 use super::flat::{Element, Flat, add, bytes, bytes_mut};
 use super::tree::{Accumulation, Merge, Node, merge_order};
 use crate::comm::{Comm, CommError, Incoming, Outgoing};
-use crate::mutate::{Mutation, active};
+use crate::mutate::{Mutation, active, active_in, cut_to_bf16};
 use crate::partition::share;
 
 /// Elements that are added through the whole tree before the next ones: few enough to stay in the processor's cache.
@@ -31,10 +31,13 @@ impl Exchange {
             |rank| Accumulation::along_tree(share(micro_batches, world_size, rank), micro_batches).partials;
         let partials: Vec<Vec<Node>> = (0..world_size).map(held).collect();
         let all = partials.concat();
-        let merges = match active(Mutation::RankOrder) {
+        let mut merges = match active(Mutation::RankOrder) {
             false => merge_order(&all, micro_batches),
             true => (1..all.len()).map(|from| Merge { into: 0, from }).collect(),
         };
+        if active(Mutation::HalfTheTree) {
+            merges.pop();
+        }
         Self { rank, held: partials.iter().map(Vec::len).collect(), merges, received: Vec::new() }
     }
 
@@ -48,6 +51,7 @@ impl Exchange {
         let mut received = std::mem::take(&mut self.received);
         let held: Vec<&[f32]> = sums.held().iter().map(Flat::as_slice).collect();
         self.swap(comm, &held, shards, &mut received)?;
+        self.plant(&mut received);
         self.add_up(sums, shards[self.rank].clone(), &mut received);
         self.received = received;
         Ok(())
@@ -81,6 +85,16 @@ impl Exchange {
         comm.exchange("reduce-scatter", &nonempty(sends), &mut recvs)
     }
 
+    /// The planted bugs of messages.
+    fn plant(&self, received: &mut [f32]) {
+        if active(Mutation::Bf16Travel) {
+            received.iter_mut().for_each(|value| *value = cut_to_bf16(*value));
+        }
+        if active_in(Mutation::LostMessage, 3) && self.rank + 1 == self.held.len() {
+            received.fill(0.0);
+        }
+    }
+
     /// Adds all ranks' subtrees of this rank's shard along the tree: its own in place, the others' as [`Exchange::swap`]
     /// received them. The sum ends in the gradient.
     pub fn add_up(&self, sums: &mut PartialSums, mine: Range<usize>, received: &mut [f32]) {
@@ -101,7 +115,7 @@ impl Exchange {
                 let (sums, others) = slots.split_at_mut(from);
                 add(sums[into], others[0]);
             }
-            if first > 0 && own > 0 {
+            if first > 0 && own > 0 && !active(Mutation::ResultNotCopied) {
                 let (sums, others) = slots.split_at_mut(first);
                 others[0].copy_from_slice(sums[0]);
             }

@@ -8,6 +8,7 @@ use std::ops::Range;
 use lockstep_record::BLOCK_ELEMENTS;
 
 use super::layout::Layout;
+use crate::mutate::{Mutation, active};
 
 /// Lanes that are added in parallel: fixed, because it decides the order of the additions.
 const LANES: usize = 8;
@@ -46,8 +47,14 @@ pub fn single_precision_square_sum(bucket: &[f32], shard: &Range<usize>) -> Vec<
 /// The L2 norm of each parameter and of all together, from the sums of squares of each bucket's blocks.
 pub fn norms(layout: &Layout, buckets: &[Vec<f64>]) -> (Vec<f64>, f64) {
     let square_sum = |slot: &super::layout::Slot| sum(&buckets[slot.bucket][slot.blocks()]);
-    let squares: Vec<f64> = layout.slots.iter().map(square_sum).collect();
-    (squares.iter().map(|square| square.sqrt()).collect(), sum(&squares).sqrt())
+    let mut squares: Vec<f64> = layout.slots.iter().map(square_sum).collect();
+    let each = squares.iter().map(|square| square.sqrt()).collect();
+    if active(Mutation::BiasesNotCounted) {
+        let of_bias = |slot: &super::layout::Slot| !layout.buckets[slot.bucket].decays;
+        let biases = layout.slots.iter().zip(&mut squares).filter(|(slot, _)| of_bias(slot));
+        biases.for_each(|(_, square)| *square = 0.0);
+    }
+    (each, sum(&squares).sqrt())
 }
 
 fn sum(values: &[f64]) -> f64 {
@@ -57,7 +64,8 @@ fn sum(values: &[f64]) -> f64 {
 /// The factor that brings a gradient of norm `norm` down to `limit`, as `torch.nn.utils.clip_grad_norm_` computes
 /// it: limit / (norm + 1e-6), at most 1.
 pub fn clip_coefficient(norm: f64, limit: Option<f64>) -> f32 {
-    limit.map_or(1.0, |limit| (limit / (norm + 1e-6)).min(1.0) as f32)
+    let most = if active(Mutation::ClipAboveOne) { f64::INFINITY } else { 1.0 };
+    limit.map_or(1.0, |limit| (limit / (norm + 1e-6)).min(most) as f32)
 }
 
 /// Scales the part of a bucket that `shard` covers. A coefficient of 1 leaves the bits alone.

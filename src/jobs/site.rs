@@ -10,6 +10,8 @@ use super::catalogue::Values;
 
 /// The largest site file that is read, in bytes.
 const BYTES_MAX: u64 = 1 << 20;
+/// What aliases may copy at most, in bytes.
+const COPIES_BYTES_MAX: usize = 64 << 20;
 
 /// A site file.
 #[derive(Clone, Debug, Deserialize)]
@@ -163,6 +165,10 @@ impl Site {
         let is_empty = text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'));
         if is_empty {
             return Ok(Self::default());
+        }
+        // Each alias is a copy: a short file could fill the memory with copies of one long value.
+        if text.matches('*').count().saturating_mul(text.len()) > COPIES_BYTES_MAX {
+            return Err(JobError::new("too many aliases (*NAME) for its length: write the values out"));
         }
         let deserializer = serde_yaml::Deserializer::from_str(text);
         serde_path_to_error::deserialize(deserializer).map_err(|error| JobError::new(error.to_string()))

@@ -7,7 +7,7 @@ mod memory;
 mod progress;
 mod recorder;
 
-pub use digests::{Fingerprint, local_gradients, replicas, shards};
+pub use digests::{Fingerprint, Subject, numbers, of_micro_batches, replicas, shards};
 pub use logs::start_logging;
 pub use memory::resident_bytes;
 pub use progress::Progress;

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::csv;
 use crate::files;
+use crate::mutate::{Mutation, active};
 
 /// Why the run directory cannot be written to.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +59,8 @@ impl Recorder {
         segment: Segment,
         config_yaml: &str,
     ) -> Result<Self, RecorderError> {
-        let from_step = segment.from_step;
+        let lost = active(Mutation::RecordLosesAStep) && segment.from_step > 0;
+        let from_step = segment.from_step - u64::from(lost);
         keep_until::<StepLine>(&run.metrics(), |line| line.step <= from_step)?;
         keep_until::<SampleLine>(&run.samples(), |line| line.step <= from_step)?;
         keep_until::<DigestLine>(&run.digests(), |line| line.step <= from_step)?;
@@ -157,7 +159,8 @@ mod tests {
     use super::*;
 
     fn sample(step: u64) -> String {
-        serde_json::to_string(&SampleLine { step, micro_batches: vec![vec![step]] }).unwrap() + "\n"
+        serde_json::to_string(&SampleLine { step, micro_batches: vec![vec![step]], masks: vec![] }).unwrap()
+            + "\n"
     }
 
     #[test]

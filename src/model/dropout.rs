@@ -1,8 +1,9 @@
 //! Dropout whose mask depends on what is dropped, never on who computes it.
 
+use lockstep_record::Digest;
 use tch::{TchError, Tensor};
 
-use crate::mutate::{Mutation, active};
+use crate::mutate::{Mutation, active, since_resume};
 use crate::random::Stream;
 
 /// Keys of one micro-batch's dropout masks: (seed, step, micro-batch), to which each site in the model adds its
@@ -24,10 +25,41 @@ impl Dropout {
     /// `site` numbers the places in the model.
     pub fn apply(&self, site: u32, input: &Tensor) -> Result<Tensor, TchError> {
         let mut factors = vec![0f32; input.numel()];
-        let micro_batch = if active(Mutation::DropoutByRank) { self.rank } else { self.micro_batch };
-        Stream::dropout(self.seed, site, micro_batch as u32, self.step as u32)
-            .fill_keep_mask(1.0 - self.probability, &mut factors);
+        self.stream(site).fill_keep_mask(1.0 - self.probability, &mut factors);
+        if active(Mutation::DropoutNotScaled) {
+            factors.iter_mut().for_each(|factor| *factor = factor.ceil().min(1.0));
+        }
         input.f_mul(&Tensor::f_from_slice(&factors)?.f_view(input.size().as_slice())?)
+    }
+
+    /// The random numbers of one site's mask.
+    fn stream(&self, site: u32) -> Stream {
+        let (micro_batch, step) = self.planted_key();
+        Stream::dropout(self.seed, site, micro_batch as u32, step as u32)
+    }
+
+    /// The first 128 random bits that the first site draws, for the record: micro-batches in which they are equal have equal
+    /// masks. None without dropout.
+    pub fn evidence(&self) -> Option<Digest> {
+        let mut words = [0u32; 4];
+        self.stream(0).fill_u32(&mut words);
+        let bits = words.iter().fold(0u128, |bits, &word| bits << 32 | u128::from(word));
+        (self.probability > 0.0).then_some(Digest(bits))
+    }
+
+    /// The micro-batch and the step, unless a bug is planted.
+    fn planted_key(&self) -> (usize, u64) {
+        let micro_batch = match () {
+            () if active(Mutation::DropoutByRank) => self.rank,
+            () if active(Mutation::DropoutSameMask) => 0,
+            () => self.micro_batch,
+        };
+        let step = match since_resume(Mutation::DropoutRestarts) {
+            Some(from) => self.step - from,
+            None if active(Mutation::DropoutSameStep) => 1,
+            None => self.step,
+        };
+        (micro_batch, step)
     }
 
     /// Whether this micro-batch skips a layer that is skipped with this probability (LayerDrop: Fan et al. 2019).
@@ -54,6 +86,22 @@ mod tests {
         assert!(others.iter().all(|&other| mask(other, 0) != mask(base, 0)));
         assert_ne!(mask(base, 1), mask(base, 0));
         assert_eq!(mask(Dropout { rank: 5, ..base }, 0), mask(base, 0));
+    }
+
+    #[test]
+    fn the_evidence_follows_the_mask() {
+        let base = Dropout { probability: 0.25, seed: 1, step: 2, micro_batch: 3, rank: 0 };
+        let others = [
+            Dropout { seed: 9, ..base },
+            Dropout { step: 9, ..base },
+            Dropout { micro_batch: 9, ..base },
+            Dropout { rank: 9, ..base },
+        ];
+        for other in others {
+            let same_mask = mask(other, 0) == mask(base, 0);
+            assert_eq!(other.evidence() == base.evidence(), same_mask, "{other:?}");
+        }
+        assert_eq!(Dropout { probability: 0.0, ..base }.evidence(), None);
     }
 
     #[test]

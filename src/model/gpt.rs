@@ -6,6 +6,7 @@ use super::reader::Reader;
 use super::{Dropout, Initial, MicroBatch, Model, Weights};
 use crate::config::schema::{self, Positions};
 use crate::grad::layout::ParameterSpec;
+use crate::mutate::{Mutation, active};
 
 /// LayerNorm's term against division by zero, as in GPT-2.
 const NORM_EPS: f64 = 1e-5;
@@ -157,7 +158,9 @@ impl Model for Gpt {
         let x = reader.layer_norm(&x)?;
         let logits = x.f_view([-1, self.width])?.f_matmul(&tokens.f_transpose(0, 1)?)?;
         let targets = batch.targets.f_view(-1)?;
-        logits.f_cross_entropy_loss::<&Tensor>(&targets, None, tch::Reduction::Sum, -100, 0.0)
+        // No token is -100; a blank is 32.
+        let ignored = if active(Mutation::IgnoredTargets) { 32 } else { -100 };
+        logits.f_cross_entropy_loss::<&Tensor>(&targets, None, tch::Reduction::Sum, ignored, 0.0)
     }
 }
 

@@ -13,6 +13,7 @@ use crate::config::schema::{Optim, OptimKind};
 use crate::grad::flat::Flat;
 use crate::grad::layout::Layout;
 use crate::grad::unused::{ParameterSet, UpdateRun, update_runs};
+use crate::mutate::{Mutation, active, active_from, since_resume};
 use crate::torch::{AdamW, TorchError, fused_adamw, fused_sgd};
 
 /// The optimizer and its state for the owned part of each bucket.
@@ -104,12 +105,17 @@ impl Optimizer {
         let owned = &self.owned[bucket];
         Update {
             settings: self.settings.clone(),
-            weight_decay: if self.decays[bucket] { self.settings.weight_decay } else { 0.0 },
+            weight_decay: if self.decays[bucket] || active(Mutation::DecayOnEverything) {
+                self.settings.weight_decay
+            } else {
+                0.0
+            },
             first: owned.start,
             runs: update_runs(layout, bucket, owned, &self.left_out, unused),
             state: self.state.iter().map(|buckets| buckets[bucket].same_memory()).collect(),
-            step,
-            lr,
+            step: planted_step(step),
+            lr: if active(Mutation::RateInSinglePrecision) { f64::from(lr as f32) } else { lr },
+            goes_astray: bucket == 0 && active_from(Mutation::StaleParameters, 3),
         }
     }
 }
@@ -124,11 +130,23 @@ pub struct Update {
     state: Vec<Flat>,
     step: u64,
     lr: f64,
+    /// The planted bug: the optimizer holds parameters that are no longer the model's.
+    goes_astray: bool,
+}
+
+/// Which update this is, unless a bug is planted.
+fn planted_step(step: u64) -> u64 {
+    match active(Mutation::NoBiasCorrection) {
+        true => u64::from(u32::MAX),
+        false => since_resume(Mutation::StepCountRestarts).map_or(step, |from| step - from),
+    }
 }
 
 impl Update {
     /// Updates `parameters` and the optimizer's state.
     pub fn apply(self, parameters: &mut Flat, gradient: &Flat) -> Result<(), TorchError> {
+        let mut stale = self.goes_astray.then(|| Flat::zeros(parameters.len()));
+        let parameters = stale.as_mut().unwrap_or(parameters);
         for UpdateRun { range, left_out } in &self.runs {
             self.decay(&mut parameters.as_mut_slice()[range.clone()]);
             self.update_run(parameters, gradient, range, self.step - left_out)?;
@@ -153,9 +171,16 @@ impl Update {
         range: &Range<usize>,
         step: u64,
     ) -> Result<(), TorchError> {
-        let Optim { kind, betas, eps, momentum, .. } = self.settings;
-        let (lr, weight_decay) = (self.lr, self.weight_decay);
+        let Optim { kind, mut betas, eps, momentum, .. } = self.settings;
+        let (lr, mut weight_decay) = (self.lr, self.weight_decay);
         let (mut parameter, mut gradient) = (parameters.view(range.clone()), gradient.view(range.clone()));
+        if active(Mutation::BetasSwapped) {
+            betas.reverse();
+        }
+        if active(Mutation::CoupledDecay) {
+            gradient += &parameter * weight_decay;
+            weight_decay = 0.0;
+        }
         let state = |kind: usize| self.state[kind].view(range.start - self.first..range.end - self.first);
         match kind {
             OptimKind::Adamw => {
@@ -163,7 +188,8 @@ impl Update {
                 fused_adamw(&mut parameter, &mut gradient, &mut state(0), &mut state(1), step, constants)
             }
             OptimKind::Sgd => {
-                fused_sgd(&mut parameter, &mut gradient, &mut state(0), lr, momentum, step == 1)
+                let first = step == 1 || active(Mutation::MomentumForgotten);
+                fused_sgd(&mut parameter, &mut gradient, &mut state(0), lr, momentum, first)
             }
         }
     }

@@ -1,10 +1,15 @@
 //! The learning rate as a pure function of the step: nothing of it needs to be saved.
 
 use crate::config::schema::{Schedule, ScheduleKind};
+use crate::mutate::{Mutation, active, since_resume};
 
 /// Learning rate of update `step`, from 1: a linear rise to `peak` over the warm-up, then the schedule's fall to
 /// `final_fraction · peak` at the last step.
 pub fn learning_rate(schedule: &Schedule, peak: f64, step: u64) -> f64 {
+    if since_resume(Mutation::RateOverridden).is_some() {
+        return peak;
+    }
+    let step = planted_step(step);
     if step <= schedule.warmup_steps {
         return peak * step as f64 / schedule.warmup_steps as f64;
     }
@@ -17,6 +22,17 @@ pub fn learning_rate(schedule: &Schedule, peak: f64, step: u64) -> f64 {
         ScheduleKind::Cosine => {
             peak * (floor + (1.0 - floor) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()))
         }
+    }
+}
+
+/// The step itself, unless a bug is planted.
+fn planted_step(step: u64) -> u64 {
+    match () {
+        () if active(Mutation::ScheduleNotStepped) => 1,
+        () if active(Mutation::ScheduleTwice) => 2 * step,
+        () if active(Mutation::WarmupOffByOne) => step - 1,
+        () if since_resume(Mutation::ScheduleAheadOnResume).is_some() => step + 1,
+        () => since_resume(Mutation::ScheduleRestarts).map_or(step, |from| step - from),
     }
 }
 

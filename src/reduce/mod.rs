@@ -10,10 +10,12 @@ mod worker;
 
 use std::cell::RefCell;
 
+use lockstep_record::BLOCK_ELEMENTS;
+
 use crate::comm::{Comm, CommError};
 use crate::grad::accumulate::{Accumulator, PartialSums};
 use crate::grad::flat::Flat;
-use crate::mutate::{Mutation, strikes};
+use crate::mutate::{Mutation, active_in, strikes};
 use crate::optim::Update;
 use worker::{Desk, Done, Job, Worker};
 
@@ -32,6 +34,8 @@ pub struct Reducer<'a> {
     ready: Vec<Job>,
     /// The planted bug: buckets go in the opposite order.
     reverses: bool,
+    /// Another one: a bucket is overwritten.
+    overwrites: bool,
     /// Whether the strategy brings updated parameters to the other ranks.
     publishes: bool,
     state: RefCell<State>,
@@ -59,7 +63,8 @@ impl<'a> Reducer<'a> {
     /// be. All ranks call it.
     pub fn new(comm: &'a dyn Comm, tools: Tools, overlap: bool) -> Result<Self, CommError> {
         let (buckets, publishes) = (tools.buckets(), tools.strategy.publishes());
-        let reverses = strikes(Mutation::BucketOrder, comm.rank(), comm.size());
+        let strikes = |mutation| strikes(mutation, comm.rank(), comm.size());
+        let (reverses, overwrites) = (strikes(Mutation::BucketOrder), strikes(Mutation::OverwrittenBucket));
         let other = if overlap { comm.for_another_thread()? } else { None };
         let way = match other {
             Some(other) => Way::Thread(Worker::start(other, Desk::new(tools))?),
@@ -72,6 +77,7 @@ impl<'a> Reducer<'a> {
             gone: 0,
             ready: Vec::new(),
             reverses,
+            overwrites,
             publishes,
             state: RefCell::new(state),
         })
@@ -94,7 +100,9 @@ impl<'a> Reducer<'a> {
         self.complete[bucket] = true;
         while self.complete.get(self.gone) == Some(&true) {
             let bucket = self.gone;
-            let job = Job::Reduce { bucket, sums: accumulator.take(bucket), update: update(bucket) };
+            let mut sums = accumulator.take(bucket);
+            self.overwrite(bucket, &mut sums);
+            let job = Job::Reduce { bucket, sums, update: update(bucket) };
             self.gone += 1;
             self.ready.push(job);
             if !self.reverses {
@@ -103,6 +111,13 @@ impl<'a> Reducer<'a> {
                 self.ready.reverse();
                 self.submit();
             }
+        }
+    }
+
+    /// The planted bug: a buffer is used again while it is being sent.
+    fn overwrite(&self, bucket: usize, sums: &mut PartialSums) {
+        if self.overwrites && bucket == 0 && active_in(Mutation::OverwrittenBucket, 3) {
+            sums.held_mut()[0].as_mut_slice()[..BLOCK_ELEMENTS].fill(0.0);
         }
     }
 

@@ -8,7 +8,7 @@ mod weights;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use lockstep_record::{DataInfo, ModelInfo, TensorInfo, TrainingState, exit};
+use lockstep_record::{DataInfo, ModelInfo, Perturbation, TensorInfo, TrainingState, exit};
 
 pub use parameters::Parameters;
 
@@ -22,6 +22,7 @@ use crate::grad::layout::{Capacity, Layout, ParameterSpec};
 use crate::grad::unused::ParameterSet;
 use crate::launch::{Failure, together};
 use crate::model::{self, Initial, Model};
+use crate::mutate::{Mutation, active, strikes};
 use crate::optim::Optimizer;
 use crate::reduce::{Reducer, Tools};
 use crate::strategy::{self, Ownership, Setting};
@@ -56,6 +57,8 @@ pub struct Session<'a> {
     pub named_unused: ParameterSet,
     /// Steps so far that were skipped one after the other.
     pub skipped_in_a_row: u64,
+    /// What is moved on purpose.
+    pub perturbation: Option<Perturbation>,
     initial: Vec<Initial>,
 }
 
@@ -120,6 +123,7 @@ impl<'a> Session<'a> {
             trace,
             named_unused: ParameterSet::default(),
             skipped_in_a_row: 0,
+            perturbation: None,
             initial,
         })
     }
@@ -136,6 +140,7 @@ impl<'a> Session<'a> {
         let all = self.comm.all_gather_bytes(&mine.0.to_le_bytes())?;
         match all.iter().position(|digest| *digest != all[0]) {
             None => Ok(()),
+            Some(_) if active(Mutation::UnequalStart) => Ok(()),
             Some(rank) => Err(Failure::shared(
                 exit::INTERNAL,
                 format!(
@@ -168,7 +173,7 @@ impl<'a> Session<'a> {
     pub fn state(&self, step: u64) -> TrainingState {
         let DataInfo { digest, tokenizer_digest, .. } = self.corpus.info();
         TrainingState {
-            step,
+            step: if active(Mutation::StepOffByOne) { step - 1 } else { step },
             seed: self.config.run.seed,
             samples_seen: step
                 * (self.config.batch.micro_batches * self.config.batch.micro_batch_size) as u64,
@@ -200,6 +205,9 @@ impl<'a> Session<'a> {
             *count = state.updates_left_out.get(&spec.name).copied().unwrap_or(0);
         }
         self.skipped_in_a_row = state.skipped_in_a_row;
+        if strikes(Mutation::LoadOnOneRank, comm.rank(), comm.size()) {
+            self.parameters.buffers_mut()[0].as_mut_slice().fill(0.0);
+        }
         Ok(state)
     }
 

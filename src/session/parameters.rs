@@ -7,6 +7,7 @@ use crate::comm::{Comm, CommError};
 use crate::grad::flat::{self, Flat};
 use crate::grad::layout::Layout;
 use crate::model::Initial;
+use crate::mutate::{Mutation, active, strikes};
 use crate::random::Stream;
 
 /// Buffers and the views of them that the model computes with: an update of a buffer is one of the model.
@@ -62,14 +63,20 @@ impl Parameters {
             match *initial {
                 Initial::Constant(value) => values.fill(value),
                 Initial::Normal { std } => {
-                    Stream::initial_weights(seed, index as u32).fill_normal(0.0, std, values);
+                    let stream = if active(Mutation::SameWeights) { 0 } else { index as u32 };
+                    Stream::initial_weights(seed, stream).fill_normal(0.0, std, values);
                 }
             }
         }
         let share = |(bucket, flat): (usize, &mut Flat)| {
             comm.broadcast(maker(bucket), flat::bytes_mut(flat.as_mut_slice()))
         };
-        self.buffers.iter_mut().enumerate().try_for_each(share)
+        self.buffers.iter_mut().enumerate().try_for_each(share)?;
+        let lost = |mutation| strikes(mutation, comm.rank(), comm.size());
+        if lost(Mutation::BroadcastLost) || lost(Mutation::UnequalStart) {
+            self.buffers[0].as_mut_slice().fill(0.0);
+        }
+        Ok(())
     }
 
     /// One digest of all buffers.

@@ -58,8 +58,10 @@ impl Setting<'_> {
     /// How this rank adds up its own micro-batches.
     pub fn accumulation(&self) -> Accumulation {
         match self.reduction {
-            Reduction::Ordered => Accumulation::along_tree(self.micro_batches(), self.micro_batches),
-            Reduction::Native => Accumulation::one_after_another(self.micro_batches(), self.micro_batches),
+            Reduction::Ordered if !active(Mutation::SequentialLeaves) => {
+                Accumulation::along_tree(self.micro_batches(), self.micro_batches)
+            }
+            _ => Accumulation::one_after_another(self.micro_batches(), self.micro_batches),
         }
     }
 }
@@ -107,7 +109,11 @@ pub fn gather_square_sums(
 ) -> Result<Vec<Vec<f64>>, CommError> {
     let blocks = |shard: &Range<usize>| shard.len().div_ceil(lockstep_record::BLOCK_ELEMENTS);
     let bytes: Vec<u8> = mine.iter().flatten().copied().flat_map(f64::to_le_bytes).collect();
-    let messages = comm.all_gather_bytes(&bytes)?;
+    let mut messages = comm.all_gather_bytes(&bytes)?;
+    if active(Mutation::NormOfOwnShard) {
+        let others = messages.iter_mut().enumerate().filter(|(rank, _)| *rank != comm.rank());
+        others.for_each(|(_, message)| message.clear());
+    }
     let mut values: Vec<_> = messages
         .iter()
         .map(|message| message.as_chunks::<8>().0.iter().map(|&bytes| f64::from_le_bytes(bytes)))
@@ -116,6 +122,9 @@ pub fn gather_square_sums(
         let mut sums = Vec::new();
         for (shard, values) in shards.iter().zip(&mut values) {
             sums.extend(values.by_ref().chain(std::iter::repeat(0.0)).take(blocks(shard)));
+        }
+        if active(Mutation::NormReducedTwice) {
+            sums.iter_mut().for_each(|sum| *sum *= comm.size() as f64);
         }
         sums
     };

@@ -9,6 +9,7 @@ use crate::config::schema::Reduction;
 use crate::grad::accumulate::PartialSums;
 use crate::grad::exchange::{Exchange, all_gather};
 use crate::grad::flat::Flat;
+use crate::mutate::{Mutation, active};
 use crate::partition::share;
 
 pub struct Zero1 {
@@ -43,11 +44,23 @@ pub fn unaligned_shards(setting: &Setting) -> Vec<Vec<Range<usize>>> {
     setting.layout.buckets.iter().map(|bucket| of_bucket(bucket.elements)).collect()
 }
 
+/// The planted bugs of a shard of the gradient.
+fn plant(shard: &mut [f32]) {
+    if active(Mutation::WrongGroupSize) {
+        shard.iter_mut().for_each(|value| *value /= 2.0);
+    }
+    if active(Mutation::ShiftedShard) && !shard.is_empty() {
+        shard.rotate_right(1);
+    }
+}
+
 impl Strategy for Zero1 {
     fn reduce(&mut self, comm: &dyn Comm, bucket: usize, sums: &mut PartialSums) -> Result<(), CommError> {
         let shards = &self.shards[bucket];
         if self.reduction == Reduction::Ordered {
-            return self.exchange.reduce_scatter(comm, sums, shards);
+            self.exchange.reduce_scatter(comm, sums, shards)?;
+            plant(&mut sums.gradient_mut().as_mut_slice()[shards[self.rank].clone()]);
+            return Ok(());
         }
         let mine = shards[self.rank].clone();
         let counts: Vec<usize> = shards.iter().map(Range::len).collect();
@@ -62,6 +75,9 @@ impl Strategy for Zero1 {
     }
 
     fn publish(&mut self, comm: &dyn Comm, bucket: usize, parameters: &mut Flat) -> Result<(), CommError> {
+        if active(Mutation::GatherSkipped) || active(Mutation::GatherSkipsABucket) && bucket == 1 {
+            return Ok(());
+        }
         all_gather(comm, parameters.as_mut_slice(), &self.shards[bucket])
     }
 }

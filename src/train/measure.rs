@@ -1,16 +1,19 @@
 //! What a step leaves in the record.
 
-use lockstep_record::{DigestLine, Phase, Real, StepLine};
+use lockstep_record::{Digest, DigestLine, Phase, Real, StepLine};
 use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
 
 use super::step::Local;
 use super::stopwatch::Stopwatch;
 use crate::config::Config;
 use crate::grad::flat::Flat;
-use crate::grad::norm;
 use crate::grad::tree::sum_scalars;
+use crate::grad::{flat, norm};
 use crate::launch::Failure;
-use crate::metrics::{local_gradients, replicas, resident_bytes, shards};
+use crate::metrics::{Fingerprint, Subject, numbers, of_micro_batches, replicas, resident_bytes, shards};
+use crate::model::MicroBatch;
+use crate::mutate::{Mutation, active, strikes};
 use crate::partition::share;
 use crate::session::Session;
 use crate::strategy::{gather_square_sums, square_sums};
@@ -27,10 +30,24 @@ pub fn initial_digests(session: &Session) -> Result<Vec<DigestLine>, Failure> {
         return Ok(Vec::new());
     }
     let parameters = |bucket: usize| &session.parameters.buffers()[bucket];
-    Ok(replicas(session.comm, &session.layout, (0, Phase::Parameters), "", &parameters)?)
+    Ok(replicas(session.comm, &session.layout, &subject(session, 0, Phase::Parameters, ""), &parameters)?)
 }
 
-/// Digests of each micro-batch's gradient and of their sum, before clipping.
+fn subject<'a>(session: &Session, step: u64, phase: Phase, prefix: &'a str) -> Subject<'a> {
+    Subject { step, phase, prefix, sketched: session.config.record.sketches }
+}
+
+/// The names under which [`contents`] are recorded.
+const CONTENTS: [&str; 2] = ["inputs", "targets"];
+
+/// What a micro-batch is made of, as numbers in fp32: tokens and classes are small enough to be exact.
+pub fn contents(batch: &MicroBatch) -> Vec<Fingerprint> {
+    let print =
+        |tensor: &Tensor| Fingerprint::of(flat::elements(&tensor.to_kind(Kind::Float).contiguous()), false);
+    vec![print(&batch.inputs), print(&batch.targets)]
+}
+
+/// Digests of each micro-batch's samples and gradient, and of the gradients' sum, before clipping.
 pub fn gradient_digests(
     session: &Session,
     step: u64,
@@ -41,14 +58,35 @@ pub fn gradient_digests(
         return Ok(Vec::new());
     }
     let (comm, layout) = (session.comm, &session.layout);
-    let mut lines = Vec::new();
+    let first = |rank| share(session.config.batch.micro_batches, comm.size(), rank).start;
+    // Candidates have the same data, so nobody asks how far it is away.
+    let data = Subject { step, phase: Phase::Data, prefix: "", sketched: false };
+    let mut lines = of_micro_batches(comm, &data, &CONTENTS, &local.contents, &first)?;
     if session.config.record.local_gradients {
-        let first = |rank| share(session.config.batch.micro_batches, comm.size(), rank).start;
-        lines.extend(local_gradients(comm, layout, step, &local.gradients, &first)?);
+        let names: Vec<&str> = layout.trained().map(|index| layout.parameters[index].name.as_str()).collect();
+        let subject = subject(session, step, Phase::LocalGradient, "");
+        lines.extend(of_micro_batches(comm, &subject, &names, &local.gradients, &first)?);
     }
     let gradient = |bucket| session.accumulator.gradient(bucket);
-    lines.extend(digests(session, (step, Phase::ReducedGradient), "", &gradient, &|_| 0)?);
+    let subject = subject(session, step, Phase::ReducedGradient, "");
+    lines.extend(digests(session, &subject, &gradient, &|_| 0)?);
     Ok(lines)
+}
+
+/// What each rank makes of the gradient before it updates: the same on all of them, or replicas part.
+pub fn number_digests(
+    session: &Session,
+    step: u64,
+    update: &Numbers,
+    due: bool,
+) -> Result<Vec<DigestLine>, Failure> {
+    let Numbers { gradient_norm, clip, rate } = *update;
+    let all = [
+        (Phase::Norm, "gradient_norm", gradient_norm),
+        (Phase::Norm, "clip_coefficient", f64::from(clip)),
+        (Phase::Schedule, "learning_rate", rate),
+    ];
+    if due { Ok(numbers(session.comm, step, &all)?) } else { Ok(Vec::new()) }
 }
 
 /// Digests of the optimizer's state and of the parameters after the update.
@@ -62,31 +100,38 @@ pub fn state_digests(session: &Session, step: u64, due: bool) -> Result<Vec<Dige
     for (kind, name) in session.optimizer.state_names().iter().enumerate() {
         let (state, prefix) = (session.optimizer.state(kind), format!("{name}/"));
         let state = |bucket: usize| &state[bucket];
-        lines.extend(digests(session, (step, Phase::Optimizer), &prefix, &state, &|bucket| {
-            mine[bucket].start
-        })?);
+        let subject = subject(session, step, Phase::Optimizer, &prefix);
+        lines.extend(digests(session, &subject, &state, &|bucket| mine[bucket].start)?);
     }
     let parameters = |bucket: usize| &session.parameters.buffers()[bucket];
-    lines.extend(replicas(session.comm, &session.layout, (step, Phase::Parameters), "", &parameters)?);
+    let subject = subject(session, step, Phase::Parameters, "");
+    lines.extend(replicas(session.comm, &session.layout, &subject, &parameters)?);
     Ok(lines)
 }
 
 /// Of buffers that start at `start(bucket)`: each rank's copy, or their shards together.
-fn digests<'b>(
+pub fn digests<'b>(
     session: &'b Session,
-    at: (u64, Phase),
-    prefix: &str,
+    subject: &Subject,
     buffer: &dyn Fn(usize) -> &'b Flat,
     start: &dyn Fn(usize) -> usize,
 ) -> Result<Vec<DigestLine>, Failure> {
     let (comm, layout, ownership) = (session.comm, &session.layout, &session.ownership);
     if !ownership.is_sharded() {
-        return Ok(replicas(comm, layout, at, prefix, buffer)?);
+        return Ok(replicas(comm, layout, subject, buffer)?);
     }
     let elements = |bucket: usize, range: std::ops::Range<usize>| {
         buffer(bucket).as_slice()[range.start - start(bucket)..range.end - start(bucket)].to_vec()
     };
-    Ok(shards(comm, layout, at, prefix, &|rank| ownership.owned(rank), &elements)?)
+    Ok(shards(comm, layout, subject, &|rank| ownership.owned(rank), &elements)?)
+}
+
+/// What an update is scaled by.
+#[derive(Clone, Copy, Debug)]
+pub struct Numbers {
+    pub gradient_norm: f64,
+    pub clip: f32,
+    pub rate: f64,
 }
 
 /// What each rank tells the others at the end of a step.
@@ -96,33 +141,44 @@ struct Report {
     resident_bytes: u64,
     losses: Vec<Real>,
     samples: Vec<Vec<u64>>,
+    masks: Vec<Digest>,
 }
 
 /// The same of all ranks together, in micro-batch order.
+#[derive(Default)]
 pub struct Seen {
     pub stop: bool,
     pub resident_bytes_max: u64,
     pub losses: Vec<f64>,
     pub samples: Vec<Vec<u64>>,
+    /// Empty without dropout.
+    pub masks: Vec<Digest>,
 }
 
 /// Exchanges the ranks' reports.
-pub fn gather(session: &Session, local: &Local, stop: bool) -> Result<Seen, Failure> {
+pub fn gather(session: &Session, step: u64, local: &Local, stop: bool) -> Result<Seen, Failure> {
     let report = Report {
         stop,
         resident_bytes: resident_bytes(),
         losses: local.losses.iter().copied().map(Real).collect(),
         samples: local.samples.clone(),
+        masks: local.masks.clone(),
     };
     let internal = |error: serde_json::Error| Failure::alone(lockstep_record::exit::INTERNAL, error);
-    let messages = session.comm.all_gather_bytes(&serde_json::to_vec(&report).map_err(internal)?)?;
-    let mut seen = Seen { stop: false, resident_bytes_max: 0, losses: Vec::new(), samples: Vec::new() };
+    let mine = serde_json::to_vec(&report).map_err(internal)?;
+    let messages =
+        match strikes(Mutation::SkippedCollective, session.comm.rank(), session.comm.size()) && step == 3 {
+            false => session.comm.all_gather_bytes(&mine)?,
+            true => vec![mine],
+        };
+    let mut seen = Seen::default();
     for message in messages {
         let report: Report = serde_json::from_slice(&message).map_err(internal)?;
         seen.stop |= report.stop;
         seen.resident_bytes_max = seen.resident_bytes_max.max(report.resident_bytes);
         seen.losses.extend(report.losses.into_iter().map(|loss| loss.0));
         seen.samples.extend(report.samples);
+        seen.masks.extend(report.masks);
     }
     Ok(seen)
 }
@@ -134,13 +190,19 @@ pub fn gather_losses(session: &Session, mine: &[f64]) -> Result<Vec<f64>, Failur
     Ok(messages.concat().as_chunks::<8>().0.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect())
 }
 
+/// The step's loss: the sum of all micro-batches' shares, unless a bug is planted.
+fn step_loss(losses: &[f64]) -> f64 {
+    match active(Mutation::LossOfOneMicroBatch) {
+        false => sum_scalars(losses),
+        true => losses[0] * losses.len() as f64,
+    }
+}
+
 /// A step's numbers that every rank knows.
 pub struct Measured {
     pub step: u64,
     pub epoch: u64,
-    pub gradient_norm: f64,
-    pub clip: f32,
-    pub rate: f64,
+    pub numbers: Numbers,
     pub validation_loss: Option<f64>,
     /// Why the update was left out, if it was.
     pub skipped_for: Option<String>,
@@ -163,12 +225,12 @@ impl Measured {
         Ok(StepLine {
             step: self.step,
             epoch: self.epoch,
-            loss: Real(sum_scalars(&seen.losses)),
+            loss: Real(step_loss(&seen.losses)),
             micro_batch_losses: seen.losses.iter().copied().map(Real).collect(),
-            gradient_norm: Real(self.gradient_norm),
+            gradient_norm: Real(self.numbers.gradient_norm),
             parameter_norm: Real(parameter_norm),
-            clip_coefficient: Real(f64::from(self.clip)),
-            learning_rate: Real(self.rate),
+            clip_coefficient: Real(f64::from(self.numbers.clip)),
+            learning_rate: Real(self.numbers.rate),
             validation_loss: self.validation_loss.map(Real),
             skipped_for: self.skipped_for.clone(),
             unused_parameters: self.unused_parameters as u64,

@@ -1,13 +1,17 @@
 //! The training loop. Read [`run`] first: the rest are its parts.
 
+mod capture;
 mod evaluate;
 mod finish;
 mod measure;
+mod planted;
 mod step;
 mod stopwatch;
 
 pub use finish::{Ending, save_checkpoint};
 pub use measure::initial_digests;
+
+use std::collections::BTreeSet;
 
 use lockstep_record::{Outcome, RunDir, SampleLine, exit};
 
@@ -15,10 +19,13 @@ use crate::config::Config;
 use crate::grad::norm;
 use crate::launch::{Failure, StopRequest};
 use crate::metrics::{Progress, Recorder};
+use crate::mutate::{self, Mutation, active};
+use crate::perturb;
 use crate::session::Session;
 use crate::strategy::gather_square_sums;
 use crate::trace::{About, Category};
-use measure::Measured;
+use capture::Capture;
+use measure::{Measured, Numbers};
 use stopwatch::Stopwatch;
 
 /// Which steps to do, and who may ask to stop earlier.
@@ -28,6 +35,8 @@ pub struct Course {
     /// The schedule's last step, or the one that `--stop-after` names.
     last: u64,
     stop_request: StopRequest,
+    /// Steps of which everything is written down.
+    captures: BTreeSet<u64>,
 }
 
 impl Course {
@@ -38,11 +47,29 @@ impl Course {
         stop_after: Option<u64>,
         stop_request: StopRequest,
     ) -> Result<Self, Failure> {
-        let last = stop_after.unwrap_or(u64::MAX).min(config.schedule.steps);
+        let mut last = stop_after.unwrap_or(u64::MAX).min(config.schedule.steps);
+        if active(Mutation::StepsHalved) {
+            last /= 2;
+        }
         if from_step >= last {
             return Err(Failure::shared(exit::NOTHING_TO_DO, format!("all {last} steps are done already")));
         }
-        Ok(Self { from_step, last, stop_request })
+        Ok(Self { from_step, last, stop_request, captures: BTreeSet::new() })
+    }
+
+    /// Captures these steps. Fails if the course does not come to one of them.
+    pub fn capturing(mut self, steps: &[u64]) -> Result<Self, Failure> {
+        let Self { from_step, last, .. } = self;
+        if let Some(step) = steps.iter().find(|&&step| step <= from_step || step > last) {
+            let message = format!(
+                "--capture step={step}: this run does steps {} to {last}; name one of them, or start from an earlier \
+                 checkpoint (--resume CHECKPOINT --run-dir NEW)",
+                from_step + 1
+            );
+            return Err(Failure::shared(exit::USAGE, message));
+        }
+        self.captures.extend(steps);
+        Ok(self)
     }
 }
 
@@ -57,14 +84,20 @@ pub fn run(
     let mut progress = Progress::new(session.comm.rank(), session.config.schedule.steps, course.from_step);
     for step in course.from_step + 1..=last {
         session.comm.at_step(step);
+        mutate::enter_step(step);
         let mut watch = Stopwatch::start(&session.trace, step);
         let samples = session.sampler.step(step);
         let digests_due = measure::digests_due(session.config, step, last);
 
-        let local = step::forward_backward(session, step, &samples, digests_due, &mut watch)?;
+        let captured = course.captures.contains(&step);
+        let mut capture = captured.then(|| Capture::begin(session, run, step)).transpose()?;
+
+        let local =
+            step::forward_backward(session, step, &samples, digests_due, capture.as_mut(), &mut watch)?;
 
         watch.enter(Category::Wait, About::default());
         let sums = session.reducer.finish(&mut session.accumulator)?;
+        planted::change_gradient(session, step);
         let sums = gather_square_sums(session.comm, &session.ownership, &sums)?;
         let (norms, gradient_norm) = norm::norms(&session.layout, &sums);
         let skipped_for = step::refuse_non_finite(session, step, &norms)?;
@@ -72,27 +105,32 @@ pub fn run(
 
         watch.enter(Category::Record, About::default());
         let mut lines = measure::gradient_digests(session, step, &local, digests_due)?;
+        capture.as_mut().map_or(Ok(()), |capture| capture.gradient(session))?;
 
         watch.enter(Category::Optimizer, About::default());
-        let rate = step::rate(session.config, step);
         let clip = norm::clip_coefficient(gradient_norm, session.config.optim.clip_norm);
+        let numbers = Numbers { gradient_norm, clip, rate: step::rate(session.config, step) };
+        let numbers = planted::numbers(session, &norms, numbers);
         match skipped_for {
-            None => step::update(session, step, clip, &unused)?,
+            None => step::update(session, step, &numbers, &unused)?,
             Some(_) => step::skip_update(session),
         }
-        step::plant_parameter(session, step)?;
+        planted::move_parameter(session, step)?;
+        perturb::parameters(session, step)?;
 
         watch.enter(Category::Forward, About::default());
         let validation_loss = evaluate::if_due(session, step, last)?;
         watch.enter(Category::Record, About::default());
+        lines.extend(measure::number_digests(session, step, &numbers, digests_due)?);
         lines.extend(measure::state_digests(session, step, digests_due)?);
-        let seen = measure::gather(session, &local, course.stop_request.is_set())?;
+        if let Some(capture) = capture {
+            capture.finish(session, &local, numbers)?;
+        }
+        let seen = measure::gather(session, step, &local, course.stop_request.is_set())?;
         let measured = Measured {
             step,
             epoch: samples.epoch,
-            gradient_norm,
-            clip,
-            rate,
+            numbers,
             validation_loss,
             skipped_for,
             unused_parameters: unused.len(),
@@ -100,7 +138,7 @@ pub fn run(
         let line = measured.line(session, &seen, &mut watch)?;
         if let Some(recorder) = recorder.as_deref_mut() {
             recorder.digests(&lines)?;
-            recorder.step(&line, &SampleLine { step, micro_batches: seen.samples })?;
+            recorder.step(&line, &SampleLine { step, micro_batches: seen.samples, masks: seen.masks })?;
         }
         progress.step(&line);
 

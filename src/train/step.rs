@@ -1,20 +1,23 @@
 //! The parts of one step that compute.
 
-use lockstep_record::exit;
+use lockstep_record::{Digest, exit};
 use tch::{Device, Kind, Tensor};
 
+use super::capture::Capture;
+use super::measure::{self, Numbers};
+use super::planted;
 use super::stopwatch::Stopwatch;
 use crate::config::Config;
 use crate::config::schema::{NonFinite, UnusedParameters};
-use crate::data::{Split, StepSamples};
+use crate::data::StepSamples;
 use crate::grad::accumulate::Accumulator;
 use crate::grad::unused::{self, ParameterSet, Usage};
 use crate::grad::{flat, norm};
 use crate::launch::Failure;
 use crate::metrics::Fingerprint;
 use crate::model::Dropout;
-use crate::mutate::{Mutation, active, strikes};
 use crate::optim::learning_rate;
+use crate::perturb;
 use crate::session::Session;
 use crate::trace::{About, Category};
 
@@ -29,8 +32,12 @@ pub struct Local {
     pub losses: Vec<f64>,
     /// Ids of the samples that were really used.
     pub samples: Vec<Vec<u64>>,
+    /// Evidence of each micro-batch's dropout masks; empty without dropout.
+    pub masks: Vec<Digest>,
     /// Of each micro-batch's own gradient, one a trained parameter, where they are recorded.
     pub gradients: Vec<Vec<Fingerprint>>,
+    /// Of each micro-batch's inputs and targets, where they are recorded.
+    pub contents: Vec<Vec<Fingerprint>>,
     /// Which parameters got a gradient.
     pub usage: Usage,
 }
@@ -42,18 +49,21 @@ pub fn forward_backward(
     step: u64,
     samples: &StepSamples,
     digests_due: bool,
+    mut capture: Option<&mut Capture>,
     watch: &mut Stopwatch,
 ) -> Result<Local, Failure> {
-    while struck(session, Mutation::EndlessLoop) && step == 3 {
-        std::hint::spin_loop();
-    }
+    planted::begin(session, step);
     let mut local = Local::default();
     let record = digests_due && session.config.record.local_gradients;
-    let tokens = session.tokens() as f64;
+    let tokens = planted::tokens(session, session.tokens() as f64);
     for (position, micro_batch) in session.micro_batches.clone().enumerate() {
         watch.enter(Category::Data, About::micro_batch(micro_batch));
-        let ids = planted_samples(session, micro_batch, &samples.micro_batches[micro_batch]);
-        let batch = session.micro_batch(Split::Train, &ids, Some(&samples.epochs[micro_batch]))?;
+        let ids = planted::samples(session, position, &samples.micro_batches);
+        let split = planted::split(micro_batch);
+        let batch = session.micro_batch(split, &ids, Some(&samples.epochs[micro_batch]))?;
+        if digests_due {
+            local.contents.push(measure::contents(&batch));
+        }
         let dropout = Dropout {
             probability: session.config.model.dropout,
             seed: session.config.run.seed,
@@ -61,12 +71,20 @@ pub fn forward_backward(
             micro_batch,
             rank: session.comm.rank(),
         };
+        local.masks.extend(dropout.evidence());
         watch.enter(Category::Forward, About::micro_batch(micro_batch));
         let loss = session.model.loss(&session.weights(), &batch, Some(&dropout))?.f_div_scalar(tokens)?;
         local.losses.push(loss.f_double_value(&[])?);
         watch.enter(Category::Backward, About::micro_batch(micro_batch));
-        let loss = planted_nan(step, micro_batch, loss);
-        local.gradients.push(backward(session, &loss, (step, position), record, &mut local.usage)?);
+        let loss = planted::scale(step, micro_batch, loss);
+        let mut gradients = capture.is_some().then(Vec::new);
+        let prints =
+            backward(session, &loss, (step, position), record, gradients.as_mut(), &mut local.usage)?;
+        local.gradients.push(prints);
+        if let (Some(capture), Some(gradients)) = (capture.as_deref_mut(), gradients) {
+            let loss = local.losses[position];
+            capture.micro_batch(session, micro_batch, (&batch, &ids, loss), gradients)?;
+        }
         local.samples.push(ids);
     }
     watch.stop();
@@ -86,18 +104,22 @@ fn updates_early(config: &Config) -> bool {
         && config.parallel.unused_parameters != UnusedParameters::Detect
 }
 
-/// The backward pass of this rank's `position`-th micro-batch. Returns each gradient's fingerprint, if they are recorded.
+/// The backward pass of this rank's `position`-th micro-batch. Returns each gradient's fingerprint, if they are recorded;
+/// `captured` gets the gradients themselves.
 fn backward(
     session: &mut Session,
     loss: &Tensor,
     (step, position): (u64, usize),
     record: bool,
+    mut captured: Option<&mut Vec<(usize, Tensor)>>,
     usage: &mut Usage,
 ) -> Result<Vec<Fingerprint>, Failure> {
     let early = updates_early(session.config);
     let rate = rate(session.config, step);
-    let Session { hooks, accumulator, reducer, layout, optimizer, parameters, .. } = session;
-    let none = ParameterSet::default();
+    let lost = planted::lost_hook(session, step);
+    let (sketched, micro_batch) = (session.config.record.sketches, session.micro_batches.start + position);
+    let Session { hooks, accumulator, reducer, layout, optimizer, parameters, perturbation, .. } = session;
+    let (none, perturbation) = (ParameterSet::default(), *perturbation);
     let update = |bucket: usize| {
         let prepared = || optimizer.prepare(layout, bucket, &none, step, rate);
         early.then(|| (prepared(), parameters.buffers()[bucket].same_memory()))
@@ -106,14 +128,22 @@ fn backward(
     accumulator.begin(layout, position);
     let mut add = |accumulator: &mut Accumulator, index: usize, gradient: Tensor| {
         if let Some(print) = prints.get_mut(index) {
-            *print = Some(Fingerprint::of(flat::elements(&gradient)));
+            *print = Some(Fingerprint::of(flat::elements(&gradient), sketched));
         }
+        if let Some(captured) = captured.as_deref_mut() {
+            captured.push((index, gradient.shallow_clone()));
+        }
+        let gradient = match &perturbation {
+            None => gradient,
+            Some(perturbation) => perturb::gradient(perturbation, &gradient, index, micro_batch, step),
+        };
         if accumulator.add(layout, index, gradient) && accumulator.is_last() {
             reducer.complete(layout.slots[index].bucket, accumulator, &update);
         }
     };
     hooks.backward(loss, &mut |index, gradient| {
         usage.note(index, true);
+        let gradient = if lost == Some(index) { gradient.zeros_like() } else { gradient };
         add(accumulator, index, gradient.contiguous());
     })?;
     // What the loss does not depend on counts as zero, and is really added: −0 + 0 is +0.
@@ -182,17 +212,30 @@ pub fn refuse_non_finite(session: &mut Session, step: u64, norms: &[f64]) -> Res
 
 /// Clips the owned part of the gradient and updates the owned part of the parameters, bucket by bucket, without those
 /// that are `unused`; each is published as soon as it is updated. The last buckets come first: they hold what the next forward pass needs first.
-pub fn update(session: &mut Session, step: u64, clip: f32, unused: &ParameterSet) -> Result<(), Failure> {
-    let (early, rate) = (updates_early(session.config), rate(session.config, step));
+pub fn update(
+    session: &mut Session,
+    step: u64,
+    numbers: &Numbers,
+    unused: &ParameterSet,
+) -> Result<(), Failure> {
+    let (early, Numbers { clip, rate, .. }) = (updates_early(session.config), *numbers);
+    let (left_out, stale) = (planted::update_left_out(session, step), planted::gathers_early());
     let Session { layout, optimizer, accumulator, parameters, reducer, .. } = session;
     for bucket in (0..layout.trained_buckets()).rev() {
         let parameters = &mut parameters.buffers_mut()[bucket];
-        if !early {
-            let gradient = accumulator.gradient_mut(bucket);
-            norm::scale(gradient.as_mut_slice(), &optimizer.owned()[bucket], clip);
-            optimizer.prepare(layout, bucket, unused, step, rate).apply(parameters, gradient)?;
+        if stale {
+            reducer.publish(bucket, parameters)?;
+            reducer.arrive(bucket)?;
         }
-        reducer.publish(bucket, parameters)?;
+        if !early && !left_out {
+            let gradient = accumulator.gradient_mut(bucket);
+            norm::scale(gradient.as_mut_slice(), &optimizer.owned()[bucket], planted::clip_of(bucket, clip));
+            optimizer.prepare(layout, bucket, unused, step, rate).apply(parameters, gradient)?;
+            planted::cut_masters(parameters);
+        }
+        if !stale {
+            reducer.publish(bucket, parameters)?;
+        }
     }
     optimizer.leave_out(unused.iter());
     Ok(())
@@ -206,36 +249,4 @@ pub fn rate(config: &Config, step: u64) -> f64 {
 /// Leaves all parameters out of this update.
 pub fn skip_update(session: &mut Session) {
     session.optimizer.leave_out(session.layout.trained());
-}
-
-/// The planted bug: one micro-batch's gradient is NaN, in steps 3 and 4 or from step 3 on.
-fn planted_nan(step: u64, micro_batch: usize, loss: Tensor) -> Tensor {
-    let planted =
-        active(Mutation::NanGradient) && matches!(step, 3 | 4) || active(Mutation::NanGradients) && step >= 3;
-    if planted && micro_batch == 1 { loss * f64::NAN } else { loss }
-}
-
-/// Whether a planted bug strikes this rank.
-fn struck(session: &Session, mutation: Mutation) -> bool {
-    strikes(mutation, session.comm.rank(), session.comm.size())
-}
-
-/// The sampler's ids, unless a planted bug swaps one.
-fn planted_samples(session: &Session, micro_batch: usize, ids: &[u64]) -> Vec<u64> {
-    let mut ids = ids.to_vec();
-    if struck(session, Mutation::OneSampleId) && micro_batch + 1 == session.micro_batches.end {
-        ids[0] = (ids[0] + 1) % session.corpus.info().train_samples;
-    }
-    ids
-}
-
-/// The planted bug: one element of one rank's copy moves by one unit in the last place after step 2.
-pub fn plant_parameter(session: &mut Session, step: u64) -> Result<(), Failure> {
-    if struck(session, Mutation::OneRanksParameter) && step == 2 {
-        session.reducer.arrive_all()?;
-        let slot = session.layout.slots[0].clone();
-        let value = &mut session.parameters.buffers_mut()[slot.bucket].as_mut_slice()[slot.offset];
-        *value = f32::from_bits(value.to_bits() ^ 1);
-    }
-    Ok(())
 }

@@ -59,11 +59,26 @@ pub fn block_digests(bytes: &[u8], block_bytes: usize) -> Vec<Digest> {
 /// each as 16 little-endian bytes. So ranks that hold different blocks of one tensor can still name its
 /// digest, and it does not depend on how many ranks there are.
 pub fn tensor_digest(blocks: impl IntoIterator<Item = Digest>) -> Digest {
-    let mut hasher = Xxh3::new();
-    for block in blocks {
-        hasher.update(&block.0.to_le_bytes());
+    let mut digester = TensorDigester::default();
+    digester.add(blocks);
+    digester.finish()
+}
+
+/// [`tensor_digest`] of blocks that come little by little.
+#[derive(Clone, Default)]
+pub struct TensorDigester(Xxh3);
+
+impl TensorDigester {
+    /// Adds the digests of the next blocks.
+    pub fn add(&mut self, blocks: impl IntoIterator<Item = Digest>) {
+        for block in blocks {
+            self.0.update(&block.0.to_le_bytes());
+        }
     }
-    Digest(hasher.digest128())
+
+    pub fn finish(self) -> Digest {
+        Digest(self.0.digest128())
+    }
 }
 
 #[cfg(test)]

@@ -5,12 +5,15 @@ use std::io::{BufRead, BufReader, Read};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
+
+use crate::open_plain_file;
 
 /// The longest line that is read: a record with a longer one is refused, whatever else it says.
 const LINE_BYTES_MAX: u64 = 64 << 20;
 /// The largest `manifest.json` that is read.
-const DOCUMENT_BYTES_MAX: u64 = 1 << 30;
+const DOCUMENT_BYTES_MAX: u64 = 256 << 20;
 
 /// Why a file of a record could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +32,10 @@ pub enum RecordError {
     Trace { path: PathBuf, line: u64, problem: String },
     #[error("{}: larger than {DOCUMENT_BYTES_MAX} bytes", path.display())]
     TooLarge { path: PathBuf },
+    #[error("{}: a symbolic link, which is refused: a record is read from its own folder alone", path.display())]
+    Link { path: PathBuf },
+    #[error("{}: not a plain file", path.display())]
+    NotPlain { path: PathBuf },
     #[error(
         "{}: record version {found} is newer than {supported}, the newest that this program reads: update it",
         path.display()
@@ -38,25 +45,38 @@ pub enum RecordError {
 
 /// Reads a whole JSON document (a manifest) and checks its `record_version` before its other fields.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
-    let io = |source| RecordError::Io { path: path.to_owned(), source };
-    let file = File::open(path).map_err(io)?;
-    let mut bytes = Vec::new();
-    file.take(DOCUMENT_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(io)?;
+    let (file, length) = open_plain_file(path)?;
+    // Whatever the length says: a file that is being written grows.
+    let mut bytes = Vec::with_capacity(length.min(DOCUMENT_BYTES_MAX) as usize);
+    file.take(DOCUMENT_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|source| RecordError::Io { path: path.to_owned(), source })?;
     if bytes.len() as u64 > DOCUMENT_BYTES_MAX {
         return Err(RecordError::TooLarge { path: path.to_owned() });
     }
     let document = |source| RecordError::Document { path: path.to_owned(), source };
-    let tree: serde_json::Value = serde_json::from_slice(&bytes).map_err(document)?;
-    let found = tree.get("record_version").and_then(serde_json::Value::as_u64).unwrap_or_default();
+    let Version { record_version: found } = serde_json::from_slice(&bytes).map_err(document)?;
     if found > u64::from(crate::RECORD_VERSION) {
         return Err(RecordError::Version { path: path.to_owned(), found, supported: crate::RECORD_VERSION });
     }
-    serde_json::from_value(tree).map_err(document)
+    serde_json::from_slice(&bytes).map_err(document)
+}
+
+/// The only field of a document that every version of the format has.
+#[derive(Deserialize)]
+struct Version {
+    record_version: u64,
 }
 
 /// Opens a JSONL file of the record.
 pub fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Lines<T>, RecordError> {
     Ok(Lines { raw: RawLines::open(path)?, failed: false, item: PhantomData })
+}
+
+/// Opens a JSONL file that a person named: it may be a link or a pipe, which in a record are refused.
+pub fn read_named_lines<T: DeserializeOwned>(path: &Path) -> Result<Lines<T>, RecordError> {
+    let file = File::open(path).map_err(|source| RecordError::Io { path: path.to_owned(), source })?;
+    Ok(Lines { raw: RawLines::of(path, file), failed: false, item: PhantomData })
 }
 
 /// Lines of a text file as bytes: numbered from 1, and of bounded length.
@@ -70,9 +90,12 @@ pub(crate) struct RawLines {
 
 impl RawLines {
     pub fn open(path: &Path) -> Result<Self, RecordError> {
-        let file = File::open(path).map_err(|source| RecordError::Io { path: path.to_owned(), source })?;
+        Ok(Self::of(path, open_plain_file(path)?.0))
+    }
+
+    fn of(path: &Path, file: File) -> Self {
         let reader = BufReader::with_capacity(1 << 16, file);
-        Ok(Self { path: path.to_owned(), reader, line: 0, buffer: Vec::new() })
+        Self { path: path.to_owned(), reader, line: 0, buffer: Vec::new() }
     }
 
     /// Reads the next line, its newline included, into `buffer`; false at the end of the file.

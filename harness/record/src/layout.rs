@@ -73,7 +73,12 @@ impl RunDir {
         for entry in entries {
             let name = entry?.file_name();
             let rank = name.to_str().and_then(|name| name.strip_prefix("rank-")?.strip_suffix(".json"));
-            ranks.extend(rank.and_then(|rank| rank.parse::<usize>().ok()));
+            // Only the spelling that the trainer uses: `rank-1.json` would be a second file of rank 1.
+            let is_its_file =
+                |rank: &u32| self.rank_trace(*rank as usize).file_name() == Some(name.as_os_str());
+            ranks.extend(
+                rank.and_then(|rank| rank.parse().ok()).filter(is_its_file).map(|rank| rank as usize),
+            );
         }
         ranks.sort_unstable();
         Ok(ranks)
@@ -96,6 +101,25 @@ impl RunDir {
 
     pub fn rank_flight(&self, rank: usize) -> PathBuf {
         self.flight().join(format!("rank-{rank:05}.jsonl"))
+    }
+
+    /// Steps in full, of runs with `--capture`.
+    pub fn captures(&self) -> PathBuf {
+        self.0.join("capture")
+    }
+
+    pub fn capture(&self, step: u64) -> PathBuf {
+        self.captures().join(format!("step-{step:08}"))
+    }
+
+    /// The header of a run that was stored as a golden run.
+    pub fn golden_header(&self) -> PathBuf {
+        self.0.join("golden.json")
+    }
+
+    /// How far a candidate that cannot have the same bits may be from this run; the harness makes it.
+    pub fn tolerance(&self) -> PathBuf {
+        self.0.join("tolerance")
     }
 
     pub fn report(&self) -> PathBuf {

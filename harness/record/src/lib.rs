@@ -14,29 +14,43 @@
 //! RUN/trace/rank-00000.json  what each thread was doing when, of runs with `--trace`
 //! RUN/flight/rank-00000.jsonl   the last collectives of a rank, if the run broke
 //! RUN/checkpoints/step-00000100/{manifest.json, shard-00000-of-00004.safetensors, ...}
+//! RUN/capture/step-00000003/{manifest.json, ...safetensors}   one step in full, of runs with `--capture`
+//! RUN/golden.json          the header of a run that was stored as a golden run
+//! RUN/tolerance/           how far an approximate candidate may be from this run, made by the harness
 //! RUN/report/              whatever was derived from the above
 //! ```
 //!
 //! Step `k` is the state after `k` optimizer updates; step 0 is the initial state.
 
+mod capture;
 mod checkpoint;
 mod digest;
 pub mod exit;
+mod files;
 mod flight;
 mod jsonl;
 mod layout;
 mod manifest;
 mod real;
+mod sketch;
 mod steps;
 mod trace;
 
+pub use capture::{
+    CaptureGroup, CaptureManifest, CapturedBucket, CapturedMicroBatch, CapturedSlot, CapturedTensor,
+};
 pub use checkpoint::{CheckpointFile, CheckpointManifest, Piece, TensorEntry, TrainingState};
-pub use digest::{BLOCK_BYTES, BLOCK_ELEMENTS, Digest, block_digests, tensor_digest};
+pub use digest::{BLOCK_BYTES, BLOCK_ELEMENTS, Digest, TensorDigester, block_digests, tensor_digest};
+pub use files::{open_plain_file, refuse_link};
 pub use flight::{Channel, FLIGHT_LINES_MAX, FlightLine, FlightState};
-pub use jsonl::{Lines, RecordError, read_json, read_lines};
+pub use jsonl::{Lines, RecordError, read_json, read_lines, read_named_lines};
 pub use layout::RunDir;
-pub use manifest::{DataInfo, Ended, Manifest, ModelInfo, Outcome, Program, RankInfo, Segment, TensorInfo};
+pub use manifest::{
+    DataInfo, Ended, Manifest, ModelInfo, Outcome, Perturbation, Perturbed, Processor, ProcessorKind,
+    Program, RankInfo, Segment, TensorInfo, Unit,
+};
 pub use real::Real;
+pub use sketch::{BlockSketch, SKETCH_BINS, Sketch, block_sketch};
 pub use steps::{DigestLine, Phase, RankRange, SampleLine, Seconds, StepLine, rank_ranges};
 
 pub use trace::{

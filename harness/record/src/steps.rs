@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, Real};
+use crate::{Digest, Real, Sketch};
 
 /// One line of `metrics.jsonl`: a finished step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,16 +72,26 @@ pub struct SampleLine {
     pub step: u64,
     /// Sample ids of each micro-batch, in micro-batch order.
     pub micro_batches: Vec<Vec<u64>>,
+    /// Of each micro-batch: what its dropout masks follow from, or random bits drawn from it. Micro-batches with the same
+    /// value have the same masks. Empty without dropout.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub masks: Vec<Digest>,
 }
 
 /// What a digest was taken of. The order is the order of events in a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
+    /// What one micro-batch is made of, as the model is given it: `inputs` and `targets`.
+    Data,
     /// One micro-batch's gradient, before anything is added to it.
     LocalGradient,
     /// The step's gradient: the sum over all micro-batches, before clipping.
     ReducedGradient,
+    /// What each rank makes of the gradient's norm: `gradient_norm` and `clip_coefficient`, each a single number.
+    Norm,
+    /// What each rank updates with: `learning_rate`, a single number.
+    Schedule,
     /// Optimizer state after the update; the tensor is named `exp_avg/wte.weight` and the like.
     Optimizer,
     /// Parameters after the update; at step 0, as first broadcast.
@@ -91,8 +101,11 @@ pub enum Phase {
 impl std::fmt::Display for Phase {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str(match self {
+            Phase::Data => "data",
             Phase::LocalGradient => "local gradient",
             Phase::ReducedGradient => "reduced gradient",
+            Phase::Norm => "norm",
+            Phase::Schedule => "schedule",
             Phase::Optimizer => "optimizer",
             Phase::Parameters => "parameters",
         })
@@ -116,6 +129,9 @@ pub struct DigestLine {
     pub digest: Digest,
     /// L2 norm of the tensor, accumulated in double precision.
     pub norm: Real,
+    /// For distances between runs, where they are recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sketch: Option<Sketch>,
     /// The ranks that hold this value, or, when `sharded`, that hold it together.
     pub ranks: Vec<RankRange>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -127,7 +143,7 @@ pub fn rank_ranges(ranks: impl IntoIterator<Item = u32>) -> Vec<RankRange> {
     let mut ranges: Vec<RankRange> = Vec::new();
     for rank in ranks {
         match ranges.last_mut() {
-            Some((_, last)) if *last + 1 == rank => *last = rank,
+            Some((_, last)) if last.checked_add(1) == Some(rank) => *last = rank,
             _ => ranges.push((rank, rank)),
         }
     }

@@ -201,6 +201,11 @@ impl TraceEvents {
         let event = serde_json::from_slice(without_comma(line)).map_err(|source| {
             self.problem(format!("{source}; docs/run-record.md describes a trace's events"))
         })?;
+        if let TraceEvent::Span(Span { args: SpanArgs { step, bucket, .. }, .. }) = event
+            && (step > STEP_MAX || bucket.is_some_and(|bucket| bucket > BUCKET_MAX))
+        {
+            return Err(self.problem(format!("step {step}, bucket {bucket:?}: no run has so many")));
+        }
         if let TraceEvent::Span(Span { start_us, duration_us, .. }) = event
             && !(start_us.abs() <= TIME_US_MAX && (0.0..=TIME_US_MAX).contains(&duration_us))
         {
@@ -216,6 +221,9 @@ fn without_comma(line: &[u8]) -> &[u8] {
     line.strip_suffix(b",").unwrap_or(line)
 }
 
+/// Leaves room to count on from any step.
+const STEP_MAX: u64 = 1 << 53;
+const BUCKET_MAX: u32 = 1 << 16;
 /// Thirty years: below it a double still tells half a microsecond apart.
 const TIME_US_MAX: f64 = 1e15;
 
@@ -297,6 +305,10 @@ mod tests {
             (format!("[\n{SPAN}\n{{}}]\n[\n"), ":4: more lines after"),
             ("[\n{\"ph\":\"X\"},\n".to_owned(), ":2: missing field"),
             (format!("[\n{}\n", SPAN.replace("3.0", "-1")), ":2: a start of"),
+            (
+                format!("[\n{}\n", SPAN.replace(":7,", ":18446744073709551615,")),
+                ":2: step 18446744073709551615, bucket",
+            ),
             (format!("[\n{}\n", SPAN.replace("communication", "dancing")), ":2: unknown variant `dancing`"),
             (format!("[\n{}\n", SPAN.replace("\"step\":7,", "")), ":2: missing field `step`"),
         ];

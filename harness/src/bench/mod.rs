@@ -29,11 +29,13 @@ use cores::Cores;
 use links::Links;
 use output::Output;
 use plan::Plan;
-use results::{Finding, ResultsError};
+use results::Finding;
 use runner::Runner;
 use statistics::Met;
 
 pub use args::BenchArgs;
+pub use plan::Plan as BenchPlan;
+pub use results::{Results, ResultsError};
 pub use statistics::Spread;
 
 /// What a bench was asked to do.

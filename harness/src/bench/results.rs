@@ -1,10 +1,10 @@
 //! What a bench found: `bench.json`, which several invocations add to.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use lockstep_record::Manifest;
+use lockstep_record::{Manifest, RecordError, open_plain_file};
 use serde::{Deserialize, Serialize};
 
 use super::cores::Accounting;
@@ -13,6 +13,8 @@ use super::plan::{Aim, Comparison};
 use super::statistics::{Met, Spread, judge};
 use crate::median;
 
+/// The largest `bench.json` that is read, in bytes.
+const BYTES_MAX: u64 = 64 << 20;
 /// Version of `bench.json`.
 pub const BENCH_VERSION: u32 = 1;
 
@@ -23,8 +25,17 @@ pub enum ResultsError {
     Io { path: PathBuf, source: io::Error },
     #[error("{}: {source}: it is not a bench.json of this program; name another folder", path.display())]
     Malformed { path: PathBuf, source: serde_json::Error },
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error("{}: larger than {BYTES_MAX} bytes; name another folder", path.display())]
+    TooLarge { path: PathBuf },
     #[error("{}: version {found} of bench.json, this program knows {BENCH_VERSION}", path.display())]
     Version { path: PathBuf, found: u32 },
+}
+
+#[derive(Deserialize)]
+struct Version {
+    bench_version: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -189,19 +200,22 @@ impl Results {
     /// Reads `bench.json` in a folder; None if there is none.
     pub fn load(folder: &Path) -> Result<Option<Self>, ResultsError> {
         let path = folder.join("bench.json");
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(ResultsError::Io { path, source }),
-        };
-        let results: Self = match serde_json::from_str(&text) {
-            Ok(results) => results,
-            Err(source) => return Err(ResultsError::Malformed { path, source }),
-        };
-        match results.bench_version {
-            BENCH_VERSION => Ok(Some(results)),
-            found => Err(ResultsError::Version { path, found }),
+        if !path.exists() {
+            return Ok(None);
         }
+        let (file, bytes) = open_plain_file(&path)?;
+        if bytes > BYTES_MAX {
+            return Err(ResultsError::TooLarge { path });
+        }
+        let text = io::read_to_string(file.take(BYTES_MAX));
+        let text = text.map_err(|source| ResultsError::Io { path: path.clone(), source })?;
+        let malformed = |source| ResultsError::Malformed { path: path.clone(), source };
+        // The version first: a newer file may have other fields.
+        let Version { bench_version: found } = serde_json::from_str(&text).map_err(malformed)?;
+        if found != BENCH_VERSION {
+            return Err(ResultsError::Version { path, found });
+        }
+        serde_json::from_str(&text).map(Some).map_err(malformed)
     }
 
     /// Adds a comparison, or replaces an earlier one of the same name.

@@ -2,21 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use lockstep_record::{BLOCK_ELEMENTS, RecordError, RunDir, TensorEntry, block_digests, tensor_digest};
+use lockstep_record::{Phase, RecordError, RunDir, TensorEntry, refuse_link};
 
 use super::CompareError;
+use super::bars::{Bars, Subject};
 use super::difference::{Check, Difference, Event, Place};
-use super::tensors::{Checkpoint, TensorStream, dtype};
-use super::values::{Format, Mode, Scalar, Value};
-
-/// Elements that are in memory at a time, of each run: whole blocks, so that digests can be made on the way.
-const WINDOW_ELEMENTS: usize = 256 * BLOCK_ELEMENTS;
+use super::elements::{Judge, TensorPair};
+use super::tensors::Checkpoint;
+use super::values::Value;
 
 /// Compares the newest checkpoints of the same step: state, model and optimizer, however either was sharded.
 pub fn compare_checkpoints(
     golden: &RunDir,
     candidate: &RunDir,
-    mode: Mode,
+    bars: Bars,
 ) -> Result<Vec<Check>, CompareError> {
     let mut checks = Checks::new();
     let (left, right) = (steps(golden)?, steps(candidate)?);
@@ -43,8 +42,9 @@ pub fn compare_checkpoints(
         let form = |tensor: &TensorEntry| format!("{} {:?}", tensor.dtype, tensor.shape);
         match (left.get(name), right.get(name)) {
             (Some(left), Some(right)) if (&left.dtype, &left.shape) == (&right.dtype, &right.shape) => {
-                let mut pair = TensorPair { mode, check, place: &place, entries: [left, right] };
-                pair.compare([golden.stream(left)?, candidate.stream(right)?])?;
+                let streams = [golden.stream(left)?, candidate.stream(right)?];
+                let judge = judge(bars, step, name);
+                check.absorb(TensorPair { judge, place: &place, entries: [left, right], streams }.compare()?);
             }
             (left, right) => {
                 let (left, right) = (Value::optional(left.map(form)), Value::optional(right.map(form)));
@@ -56,6 +56,7 @@ pub fn compare_checkpoints(
 }
 
 fn steps(run: &RunDir) -> Result<Vec<u64>, CompareError> {
+    refuse_link(&run.checkpoints())?;
     run.checkpoint_steps()
         .map_err(|source| CompareError::Record(RecordError::Io { path: run.checkpoints(), source }))
 }
@@ -101,67 +102,16 @@ fn compare_state(check: &mut Check, step: u64, golden: &Checkpoint, candidate: &
     }
 }
 
-/// One tensor of both checkpoints, of one dtype and shape.
-struct TensorPair<'a, P: Fn() -> Place> {
-    mode: Mode,
-    check: &'a mut Check,
-    place: &'a P,
-    /// The golden run's and the candidate's.
-    entries: [&'a TensorEntry; 2],
-}
-
-impl<P: Fn() -> Place> TensorPair<'_, P> {
-    fn compare(&mut self, mut streams: [TensorStream<'_>; 2]) -> Result<(), CompareError> {
-        let Some((element_bytes, format)) = dtype(&self.entries[0].dtype) else { return Ok(()) };
-        let mut buffers = [Vec::new(), Vec::new()];
-        let mut blocks = [Vec::new(), Vec::new()];
-        let mut element = 0u64;
-        while streams[0].remaining() > 0 {
-            let bytes = streams[0].remaining().min((WINDOW_ELEMENTS * element_bytes) as u64) as usize;
-            for ((stream, buffer), blocks) in streams.iter_mut().zip(&mut buffers).zip(&mut blocks) {
-                buffer.resize(bytes, 0u8);
-                stream.fill(buffer)?;
-                blocks.extend(block_digests(buffer, BLOCK_ELEMENTS * element_bytes));
-            }
-            self.window(element, element_bytes, format, [&buffers[0], &buffers[1]]);
-            element += (bytes / element_bytes) as u64;
-        }
-        for (side, (entry, blocks)) in
-            ["golden", "candidate"].into_iter().zip(self.entries.into_iter().zip(blocks))
-        {
-            let found = tensor_digest(blocks);
-            if found != entry.digest {
-                let (listed, found) = (Value::Digest(entry.digest), Value::Digest(found));
-                let difference = Difference::new((self.place)(), listed, found);
-                let note = format!(
-                    "the {side} checkpoint is damaged: its manifest has the first, its files the second"
-                );
-                self.check.differ(difference.with_note(note));
-            }
-        }
-        Ok(())
-    }
-
-    /// Compares a window that starts at `first`; element by element only where its bytes differ.
-    fn window(&mut self, first: u64, element_bytes: usize, format: Option<Format>, windows: [&[u8]; 2]) {
-        let [left, right] = windows;
-        if left == right {
-            self.check.compared += (left.len() / element_bytes) as u64 - u64::from(!left.is_empty());
-            return self.check.agree();
-        }
-        let elements = left.chunks_exact(element_bytes).zip(right.chunks_exact(element_bytes));
-        for (index, (left, right)) in (first..).zip(elements) {
-            let place = || Place { element: Some(index), ..(self.place)() };
-            match format {
-                Some(format) => {
-                    let (left, right) = (Scalar::from_le(format, left), Scalar::from_le(format, right));
-                    self.check.scalars(self.mode, left, right, place);
-                }
-                None => self.check.same(&left, &right, || {
-                    let bytes = |bytes: &[u8]| Value::text(format!("bytes {bytes:02x?}"));
-                    Difference::new(place(), bytes(left), bytes(right))
-                }),
-            }
-        }
+/// What a tensor of a checkpoint is judged by.
+fn judge(bars: Bars, step: u64, name: &str) -> Judge {
+    let (phase, name) = match name.split_once('/') {
+        Some(("model", name)) => (Phase::Parameters, name),
+        Some((_, name)) => (Phase::Optimizer, name),
+        None => (Phase::Parameters, name),
+    };
+    let subject = Subject { step, phase: Some(phase), micro_batch: None, name };
+    match bars {
+        Bars::Same(mode) => Judge::Each(mode),
+        Bars::Envelope(_) => Judge::Whole { allowed: bars.distance(subject) },
     }
 }

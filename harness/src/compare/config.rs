@@ -45,6 +45,38 @@ pub fn compare_manifests(golden: &Manifest, candidate: &Manifest) -> (Vec<Check>
     (vec![check], reasons(golden, candidate))
 }
 
+/// BLAKE3 of a configuration, without what may differ: the same for runs that must have the same result.
+pub fn config_digest(config: &Json) -> String {
+    let mut hasher = blake3::Hasher::new();
+    digest_tree(&mut hasher, "", config);
+    hasher.finalize().to_hex().to_string()
+}
+
+/// Leaf by leaf in the order of keys, as [`compare_trees`] sees them: null is absent, and 1 is 1.0.
+fn digest_tree(hasher: &mut blake3::Hasher, key: &str, tree: &Json) {
+    if may_differ(key) || tree.is_null() {
+        return;
+    }
+    if let Some(map) = tree.as_object() {
+        let mut names: Vec<&String> = map.keys().collect();
+        names.sort();
+        for name in names {
+            let path = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+            digest_tree(hasher, &path, &map[name]);
+        }
+        return;
+    }
+    let number = |value: &Json| match value.as_f64().filter(|_| value.is_f64()) {
+        Some(whole) if whole.fract() == 0.0 && whole.abs() < 9e15 => (whole as i64).to_string(),
+        _ => value.to_string(),
+    };
+    let text = match tree.as_array() {
+        Some(items) => items.iter().map(number).collect::<Vec<_>>().join(","),
+        None => number(tree),
+    };
+    hasher.update(format!("{key}\0{text}\n").as_bytes());
+}
+
 fn may_differ(key: &str) -> bool {
     MAY_DIFFER.contains(&key)
 }
@@ -105,6 +137,7 @@ fn reasons(golden: &Manifest, candidate: &Manifest) -> Vec<String> {
         }
     };
     compare("compression", &|segment| segment.compression.clone().unwrap_or_else(|| "none".into()));
+    compare("perturbation", &|segment| segment.perturbation.map_or("none".into(), |moved| moved.to_string()));
     compare("threads_per_rank", &|segment| segment.threads_per_rank.to_string());
     compare("cpu_capability", &|segment| segment.cpu_capability.clone());
     for library in ["libtorch", "torch", "mkl", "onednn"] {
@@ -140,6 +173,15 @@ mod tests {
             json!({"run": {"name": "b", "seed": 1}, "parallel": {"strategy": "zero1"}, "data": {"path": "y"}}),
         );
         assert_eq!((check.verdict, check.compared), (Verdict::Equal, 1));
+    }
+
+    #[test]
+    fn the_digest_follows_what_decides_the_result() {
+        let base = json!({"run": {"seed": 1, "name": "a"}, "optim": {"lr": 0.1, "betas": [0.9, 1], "clip_norm": null}});
+        let same = json!({"optim": {"betas": [0.9, 1.0], "lr": 0.1}, "run": {"name": "b", "seed": 1}, "parallel": {"x": 1}});
+        let other = json!({"run": {"seed": 1, "name": "a"}, "optim": {"lr": 0.2, "betas": [0.9, 1], "clip_norm": null}});
+        assert_eq!(config_digest(&base), config_digest(&same));
+        assert_ne!(config_digest(&base), config_digest(&other));
     }
 
     #[test]

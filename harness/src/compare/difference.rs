@@ -1,10 +1,11 @@
 //! Where two runs part: events in the order in which they happen.
 
-use lockstep_record::{Phase, RankRange};
+use std::cmp::Ordering;
+
+use lockstep_record::{Phase, RankRange, Real};
 use serde::Serialize;
 
 use super::values::{Format, Mode, Scalar, Value, Worst};
-use lockstep_record::Real;
 
 /// What happens in a step, in that order. The first event that differs is the cause of the later ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -30,9 +31,11 @@ pub enum Event {
 impl From<Phase> for Event {
     fn from(phase: Phase) -> Self {
         match phase {
+            Phase::Data => Self::Data,
             Phase::LocalGradient => Self::LocalGradient,
             Phase::ReducedGradient => Self::ReducedGradient,
-            Phase::Optimizer => Self::Optimizer,
+            Phase::Norm => Self::Norm,
+            Phase::Schedule | Phase::Optimizer => Self::Optimizer,
             Phase::Parameters => Self::Parameters,
         }
     }
@@ -215,19 +218,48 @@ impl Check {
 
     /// Counts a pair that agreed to the bit.
     pub fn agree(&mut self) {
-        self.compared += 1;
-        if self.verdict == Verdict::NotCompared {
+        self.agree_times(1);
+    }
+
+    /// Counts so many pairs that agreed to the bit.
+    pub fn agree_times(&mut self, pairs: u64) {
+        self.compared += pairs;
+        if self.verdict == Verdict::NotCompared && pairs > 0 {
             self.verdict = Verdict::Equal;
         }
     }
 
-    pub fn differ(&mut self, difference: Difference) {
+    /// Counts a difference beside an earlier one of the same event.
+    pub fn differ_too(&mut self) {
         self.compared += 1;
         self.differences += 1;
         self.verdict = Verdict::Different;
+    }
+
+    pub fn differ(&mut self, difference: Difference) {
+        self.differ_too();
         if self.first.as_ref().is_none_or(|first| difference.place.order() < first.place.order()) {
             self.first = Some(difference);
         }
+    }
+
+    /// Adds what another check of the same kind found in later values.
+    pub fn absorb(&mut self, later: Self) {
+        self.compared += later.compared;
+        self.differences += later.differences;
+        self.worst.absorb(&later.worst);
+        self.verdict = match (self.verdict, later.verdict) {
+            (Verdict::NotCompared, verdict) | (verdict, Verdict::NotCompared) => verdict,
+            (Verdict::Different, _) | (_, Verdict::Different) => Verdict::Different,
+            (Verdict::Within, _) | (_, Verdict::Within) => Verdict::Within,
+            (Verdict::Equal, Verdict::Equal) => Verdict::Equal,
+        };
+        if let Some(found) = later.first
+            && self.first.as_ref().is_none_or(|first| found.place.order() < first.place.order())
+        {
+            self.first = Some(found);
+        }
+        self.note = self.note.take().or(later.note);
     }
 
     /// Compares two things that have no distance: they agree or they do not.
@@ -240,10 +272,54 @@ impl Check {
         if golden == candidate {
             return self.agree();
         }
-        self.worst.note(golden, candidate);
-        if !mode.accepts(golden, candidate) {
-            return self.differ(Difference::new(place(), Value::Scalar(golden), Value::Scalar(candidate)));
+        match self.note_scalars(mode, golden, candidate) {
+            true => self.agree_within(),
+            false => {
+                let difference = Difference::new(place(), Value::Scalar(golden), Value::Scalar(candidate));
+                let distance = (golden.to_f64() - candidate.to_f64()).abs();
+                self.differ(match mode.allowed(golden) {
+                    Some(allowed) => difference.with_note(times(distance, allowed)),
+                    None => difference,
+                });
+            }
         }
+    }
+
+    /// [`Check::scalars`] beside an earlier difference of the same event: tensors differ by the million, and only the
+    /// first needs a place.
+    pub fn scalars_too(&mut self, mode: Mode, golden: Scalar, candidate: Scalar) {
+        match self.note_scalars(mode, golden, candidate) {
+            true => self.agree_within(),
+            false => self.differ_too(),
+        }
+    }
+
+    /// Notes how far apart two values are; true if that is near enough.
+    fn note_scalars(&mut self, mode: Mode, golden: Scalar, candidate: Scalar) -> bool {
+        self.worst.note(golden, candidate);
+        if let Some(allowed) = mode.allowed(golden) {
+            self.worst.note_share((golden.to_f64() - candidate.to_f64()).abs(), allowed);
+        }
+        mode.accepts(golden, candidate)
+    }
+
+    /// Compares a distance between two tensors with its limit.
+    pub fn within(&mut self, allowed: f64, distance: f64, place: impl FnOnce() -> Place) {
+        if distance == 0.0 {
+            return self.agree();
+        }
+        self.worst.absolute = self.worst.absolute.max(distance).min(f64::MAX);
+        self.worst.note_share(distance, allowed);
+        // A distance that is NaN is beyond every limit.
+        if !matches!(distance.partial_cmp(&allowed), Some(Ordering::Less | Ordering::Equal)) {
+            let (limit, found) = (format!("within {allowed:.2e}"), format!("{distance:.2e} away"));
+            let difference = Difference::new(place(), Value::text(limit), Value::text(found));
+            return self.differ(difference.with_note(format!("Euclidean, {}", times(distance, allowed))));
+        }
+        self.agree_within();
+    }
+
+    fn agree_within(&mut self) {
         self.compared += 1;
         if self.verdict != Verdict::Different {
             self.verdict = Verdict::Within;
@@ -261,6 +337,15 @@ impl Check {
     }
 }
 
+/// How far beyond its limit a distance is.
+fn times(distance: f64, allowed: f64) -> String {
+    match distance / allowed {
+        _ if allowed == 0.0 => "its bits should be the same".into(),
+        times if times < 1e4 => format!("{times:.2} times the limit of {allowed:.2e}"),
+        _ => format!("over 10,000 times the limit of {allowed:.2e}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,6 +360,22 @@ mod tests {
         check.differ(differ(4, Event::Data));
         assert_eq!(check.first, Some(differ(3, Event::ReducedGradient)));
         assert!(Place::run("seed").order() < Place::at(0, Event::Data, "").order());
+    }
+
+    #[test]
+    fn checks_of_parts_make_the_check_of_the_whole() {
+        let differ =
+            |step| Difference::new(Place::at(step, Event::Forward, "w"), Value::text(1), Value::text(2));
+        let (mut whole, mut parts) = (Check::new("x"), [Check::new("x"), Check::new("x"), Check::new("x")]);
+        for (part, step) in [(0, 4), (2, 3), (2, 5)] {
+            parts[part].differ(differ(step));
+            whole.differ(differ(step));
+        }
+        parts[1].agree();
+        whole.agree();
+        let mut joined = Check::new("x");
+        parts.into_iter().for_each(|part| joined.absorb(part));
+        assert_eq!(joined, whole);
     }
 
     #[test]

@@ -5,20 +5,25 @@ use std::collections::HashMap;
 use lockstep_record::{Digest, DigestLine, Phase};
 
 use super::CompareError;
-use super::difference::{Check, Difference, Event, Place, rank_text};
-use super::join::{Join, Pair, by_step};
+use super::bars::{Bars, Subject, Uncovered};
+use super::difference::{Check, Difference, Event, Place, Verdict, rank_text};
+use super::join::{Group, Join, Pair};
 use super::values::{Format, Mode, Value};
 
-/// The steps' digests are compared where both runs have them; in tolerance mode their norms are.
+/// Why nothing is known about distances.
+const NO_SKETCHES: &str = "it needs sketches in the golden run and in the candidate: record.sketches=true";
+
+/// The steps' digests are compared where both runs have them; within a tolerance their norms are, and within an envelope the
+/// distances of their tensors.
 /// `worlds` tell how many ranks were at work in a step.
 pub fn compare_digests<W: Fn(u64) -> Option<u32>>(
-    golden: impl Iterator<Item = Result<DigestLine, CompareError>>,
-    candidate: impl Iterator<Item = Result<DigestLine, CompareError>>,
-    mode: Mode,
+    golden: impl Iterator<Item = Result<Group<DigestLine>, CompareError>>,
+    candidate: impl Iterator<Item = Result<Group<DigestLine>, CompareError>>,
+    bars: Bars,
     worlds: [W; 2],
 ) -> Result<Vec<Check>, CompareError> {
-    let mut checks = Checks::new(mode);
-    for pair in Join::new(by_step(golden), by_step(candidate)) {
+    let mut checks = Checks::new(bars);
+    for pair in Join::new(golden, candidate) {
         let Pair { step, golden, candidate } = pair?;
         let [left, right] = [golden, candidate].map(|group| group.map(|group| Tensors::new(group.lines)));
         for (tensors, (check, world)) in
@@ -47,6 +52,10 @@ impl Key {
     fn place(&self, step: u64) -> Place {
         let place = Place::at(step, self.phase.into(), self.tensor.clone());
         Place { micro_batch: self.micro_batch, ..place }
+    }
+
+    fn subject(&self, step: u64) -> Subject<'_> {
+        Subject { step, phase: Some(self.phase), micro_batch: self.micro_batch, name: &self.tensor }
     }
 }
 
@@ -123,38 +132,60 @@ fn compare_replicas(check: &mut Check, step: u64, tensors: &Tensors, world: Opti
     }
 }
 
-struct Checks {
-    mode: Mode,
+struct Checks<'a> {
+    bars: Bars<'a>,
     replicas: [Check; 2],
-    phases: [(Phase, Check); 4],
-    norms: Check,
+    phases: [(Phase, Check); 7],
+    values: Values,
 }
 
-impl Checks {
-    fn new(mode: Mode) -> Self {
+/// What can be compared of tensors that have not the same bits.
+struct Values {
+    norms: Check,
+    distances: Check,
+    uncovered: Uncovered,
+}
+
+impl<'a> Checks<'a> {
+    fn new(bars: Bars<'a>) -> Self {
         let phase = |phase, name| (phase, Check::new(name));
         let mut checks = Self {
-            mode,
+            bars,
             replicas: [Check::new("replicas of the golden run"), Check::new("replicas of the candidate run")],
             phases: [
+                phase(Phase::Data, "inputs and targets"),
                 phase(Phase::LocalGradient, "local gradients"),
                 phase(Phase::ReducedGradient, "reduced gradients"),
+                phase(Phase::Norm, "norm and clipping of each rank"),
+                phase(Phase::Schedule, "learning rate of each rank"),
                 phase(Phase::Optimizer, "optimizer state"),
                 phase(Phase::Parameters, "parameters"),
             ],
-            norms: Check::new("norms of tensors"),
+            values: Values {
+                norms: Check::new("norms of tensors"),
+                distances: Check::new("distances of tensors"),
+                uncovered: Uncovered::default(),
+            },
         };
-        if mode != Mode::Exact {
-            for (_, check) in &mut checks.phases {
-                check.note = Some("digests have no distance: see norms of tensors".into());
-            }
+        for (_, check) in checks.phases.iter_mut().filter(|(phase, _)| !bars.same_bits(*phase)) {
+            check.note = Some("digests have no distance: see norms of tensors".into());
         }
         checks
     }
 
     fn into_list(self) -> Vec<Check> {
         let phases = self.phases.into_iter().map(|(_, check)| check);
-        phases.chain([self.norms]).chain(self.replicas).collect()
+        let Values { mut norms, mut distances, uncovered } = self.values;
+        norms.note = norms.note.or(uncovered.text());
+        let distances = match self.bars {
+            Bars::Same(_) => None,
+            Bars::Envelope(_) if distances.verdict == Verdict::NotCompared => {
+                distances.note = Some(NO_SKETCHES.into());
+                Some(distances)
+            }
+            Bars::Envelope(_) => Some(distances),
+        };
+        phases.chain([norms]).chain(distances).chain(self.replicas).collect()
     }
 
     /// A phase that one run did not record in this step is not compared; in one that both recorded, the tensors
@@ -168,7 +199,7 @@ impl Checks {
             for key in golden.order.iter().chain(only_candidate).filter(|key| key.phase == *phase) {
                 match (majority(golden.of(key)), candidate.of(key)) {
                     (Some(golden), lines @ [_, ..]) => {
-                        compare_key(self.mode, check, &mut self.norms, key, golden, lines);
+                        compare_key(self.bars, check, &mut self.values, key, golden, lines);
                     }
                     (golden, lines) => check.differ(Difference::new(
                         key.place(step),
@@ -187,23 +218,23 @@ fn digest(value: Option<Digest>) -> Value {
 
 /// Every rank of the candidate must hold what the golden run has.
 fn compare_key(
-    mode: Mode,
+    bars: Bars,
     check: &mut Check,
-    norms: &mut Check,
+    values: &mut Values,
     key: &Key,
     golden: &DigestLine,
     candidate: &[DigestLine],
 ) {
     for line in candidate {
         let place = || Place { ranks: line.ranks.clone(), ..key.place(golden.step) };
-        if mode != Mode::Exact {
-            norms.reals(mode, (golden.norm, line.norm), Format::F64, place);
+        if !bars.same_bits(key.phase) {
+            values.compare(bars, key.subject(golden.step), (golden, line), place);
             continue;
         }
         if golden.digest == line.digest {
             check.agree();
             // Equal tensors with unequal norms: the norm is at fault, and clipping hangs on it.
-            norms.reals(mode, (golden.norm, line.norm), Format::F64, || Place {
+            values.norms.reals(Mode::Exact, (golden.norm, line.norm), Format::F64, || Place {
                 event: Some(Event::Norm.max(key.phase.into())),
                 what: format!("norm of {}", key.tensor),
                 ..place()
@@ -216,10 +247,32 @@ fn compare_key(
     }
 }
 
+impl Values {
+    /// Norms see what all elements have in common, such as a wrong scale; distances see the rest.
+    fn compare(
+        &mut self,
+        bars: Bars,
+        subject: Subject,
+        (golden, candidate): (&DigestLine, &DigestLine),
+        place: impl Fn() -> Place,
+    ) {
+        let norms = (golden.norm, candidate.norm);
+        match bars.value(subject, norms) {
+            Some(mode) => self.norms.reals(mode, norms, Format::F64, &place),
+            None => self.uncovered.note(subject),
+        }
+        if let (Some(one), Some(other), Some(allowed)) =
+            (&golden.sketch, &candidate.sketch, bars.distance(subject))
+        {
+            self.distances.within(allowed, one.distance(other), place);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::{Verdict, join::in_order};
+    use crate::compare::join::{by_step, in_order};
     use lockstep_record::Real;
 
     fn line(step: u64, tensor: &str, value: u128, ranks: (u32, u32)) -> DigestLine {
@@ -230,15 +283,18 @@ mod tests {
             micro_batch: None,
             digest: Digest(value),
             norm: Real(value as f64),
+            sketch: None,
             ranks: vec![ranks],
             sharded: false,
         }
     }
 
     fn run(golden: Vec<DigestLine>, candidate: Vec<DigestLine>, mode: Mode, world: u32) -> Vec<Check> {
-        let stream = |lines: Vec<DigestLine>| in_order("digests.jsonl".into(), lines.into_iter().map(Ok));
+        let stream = |lines: Vec<DigestLine>| {
+            by_step("digests.jsonl".into(), in_order("digests.jsonl".into(), lines.into_iter().map(Ok)))
+        };
         let worlds = [1, world].map(|world| move |_| Some(world));
-        compare_digests(stream(golden), stream(candidate), mode, worlds).unwrap()
+        compare_digests(stream(golden), stream(candidate), Bars::Same(mode), worlds).unwrap()
     }
 
     fn named<'a>(checks: &'a [Check], name: &str) -> &'a Check {

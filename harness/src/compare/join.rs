@@ -72,8 +72,20 @@ pub fn in_order<T: Stepped>(
     })
 }
 
+/// Lines of one step that are held at a time: a thousand ranks' micro-batches of a thousand tensors, twice.
+const STEP_LINES_MAX: usize = 1 << 21;
+
 /// Collects the neighbouring lines that share a step.
 pub fn by_step<T: Stepped>(
+    path: PathBuf,
+    lines: impl Iterator<Item = Result<T, CompareError>>,
+) -> impl Iterator<Item = Result<Group<T>, CompareError>> {
+    by_step_up_to(STEP_LINES_MAX, path, lines)
+}
+
+fn by_step_up_to<T: Stepped>(
+    lines_max: usize,
+    path: PathBuf,
     lines: impl Iterator<Item = Result<T, CompareError>>,
 ) -> impl Iterator<Item = Result<Group<T>, CompareError>> {
     let mut lines = lines.peekable();
@@ -86,6 +98,10 @@ pub fn by_step<T: Stepped>(
         while let Some(line) = lines.next_if(|next| next.as_ref().is_ok_and(|line| line.step() == group.step))
         {
             match line {
+                Ok(_) if group.lines.len() == lines_max => {
+                    let problem = format!("step {} has more than {lines_max} lines", group.step);
+                    return Some(Err(CompareError::Malformed { path: path.clone(), problem }));
+                }
                 Ok(line) => group.lines.push(line),
                 Err(error) => return Some(Err(error)),
             }
@@ -146,7 +162,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn line(step: u64) -> SampleLine {
-        SampleLine { step, micro_batches: Vec::new() }
+        SampleLine { step, micro_batches: Vec::new(), masks: Vec::new() }
     }
 
     fn stream(steps: Vec<u64>) -> impl Iterator<Item = Result<SampleLine, CompareError>> {
@@ -180,8 +196,10 @@ mod tests {
 
     #[test]
     fn groups_follow_steps() {
-        let groups: Vec<_> =
-            by_step([1, 1, 3].map(|step| Ok(line(step))).into_iter()).map(Result::unwrap).collect();
+        let lines = || [1, 1, 3].map(|step| Ok(line(step))).into_iter();
+        let groups: Vec<_> = by_step("digests.jsonl".into(), lines()).map(Result::unwrap).collect();
         assert_eq!(groups.iter().map(|g| (g.step, g.lines.len())).collect::<Vec<_>>(), [(1, 2), (3, 1)]);
+        let error = by_step_up_to(1, "digests.jsonl".into(), lines()).next().unwrap().err().unwrap();
+        assert_eq!(error.to_string(), "digests.jsonl: step 1 has more than 1 lines");
     }
 }

@@ -1,9 +1,11 @@
 //! Whether two runs are the same run, and if not, where they first part.
 
+mod bars;
 mod checkpoint;
 mod config;
 mod difference;
 mod digests;
+mod elements;
 mod join;
 mod steps;
 mod tensors;
@@ -11,16 +13,21 @@ mod values;
 
 use std::path::{Path, PathBuf};
 
-use lockstep_record::{Manifest, RecordError, RunDir, read_json, read_lines};
+use lockstep_record::{Manifest, RecordError, RunDir, open_plain_file, read_json, read_lines};
 use serde::Serialize;
 
+use crate::goldens::{self, Families};
+use crate::tolerance::Envelope;
+
+pub use bars::{Bars, Subject};
 pub use checkpoint::compare_checkpoints;
-pub use config::compare_manifests;
+pub use config::{compare_manifests, config_digest};
 pub use difference::{Check, Difference, Event, Place, Verdict, rank_text};
 pub use digests::compare_digests;
-pub use join::{Join, Stepped, in_order};
+pub use join::{Join, Stepped, by_step, in_order};
 pub use steps::{compare_metrics, compare_samples};
-pub use tensors::{TensorStream, open_plain_file};
+pub(crate) use tensors::dtype;
+pub use tensors::{Checkpoint, TensorStream, blake3_of};
 pub use values::{Format, Mode, Scalar, Tolerance, Value, Worst};
 
 /// The largest `manifest.json` of a run or a checkpoint that is read, in bytes.
@@ -35,12 +42,16 @@ pub enum CompareError {
     Record(#[from] RecordError),
     #[error("{}: {problem}", path.display())]
     Malformed { path: PathBuf, problem: String },
+    #[error("{} has no envelope yet: make it with `lockstep-harness tolerance {}`", .0.display(), .0.display())]
+    NoEnvelope(PathBuf),
     #[error(
         "{} and {} have no step in common, so nothing is known about them",
         golden.display(),
         candidate.display()
     )]
     NothingCompared { golden: PathBuf, candidate: PathBuf },
+    #[error("{0}. Bless a golden run of this family, compare within a tolerance, or say --any-family")]
+    OtherFamily(String),
 }
 
 impl CompareError {
@@ -88,7 +99,8 @@ pub struct Run {
 impl Run {
     pub fn open(path: &Path) -> Result<Self, CompareError> {
         let dir = RunDir::new(path);
-        if !dir.manifest().exists() {
+        // A link is there, and is refused by name below.
+        if dir.manifest().symlink_metadata().is_err() {
             return Err(CompareError::NotARun(path.to_owned()));
         }
         let manifest = read_manifest(&dir.manifest())?;
@@ -110,7 +122,7 @@ impl Run {
 
 /// Reads a manifest, after making sure that it is a plain file of sane size.
 pub(crate) fn read_manifest<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, CompareError> {
-    let bytes = plain_file_bytes(path)?;
+    let (_, bytes) = open_plain_file(path)?;
     if bytes > MANIFEST_BYTES_MAX {
         let problem = format!("{bytes} bytes are too many for a manifest (at most {MANIFEST_BYTES_MAX})");
         return Err(CompareError::malformed(path, problem));
@@ -118,29 +130,35 @@ pub(crate) fn read_manifest<T: serde::de::DeserializeOwned>(path: &Path) -> Resu
     Ok(read_json(path)?)
 }
 
-/// Size of a plain file. Anything else (a pipe, a device) could block for ever or never end.
-fn plain_file_bytes(path: &Path) -> Result<u64, CompareError> {
-    let metadata =
-        std::fs::metadata(path).map_err(|source| RecordError::Io { path: path.to_owned(), source })?;
-    if metadata.is_file() {
-        Ok(metadata.len())
-    } else {
-        Err(CompareError::malformed(path, "not a plain file"))
-    }
-}
-
 /// The lines of a file of the record, in constant memory.
-fn lines<T: serde::de::DeserializeOwned + Stepped>(
+pub(crate) fn lines<T: serde::de::DeserializeOwned + Stepped>(
     path: &Path,
 ) -> Result<impl Iterator<Item = Result<T, CompareError>> + use<T>, CompareError> {
-    plain_file_bytes(path)?;
     Ok(in_order(path.to_owned(), read_lines(path)?))
 }
 
-/// Compares two run directories. `golden` is the reference: tolerances are relative to it.
+/// Compares two run directories. `golden` is the reference: tolerances are relative to it, and [`Mode::Auto`] reads its
+/// envelope. A stored golden run of another family is refused.
 pub fn compare(golden: &Path, candidate: &Path, mode: Mode) -> Result<Comparison, CompareError> {
+    compare_families(golden, candidate, mode, Families::Same)
+}
+
+/// As [`compare`], and says whether a stored golden run may be of another family.
+pub fn compare_families(
+    golden: &Path,
+    candidate: &Path,
+    mode: Mode,
+    families: Families,
+) -> Result<Comparison, CompareError> {
     let (golden, candidate) = (Run::open(golden)?, Run::open(candidate)?);
     let (mut checks, mut notes) = compare_manifests(&golden.manifest, &candidate.manifest);
+    notes.extend(goldens::admit(&golden, &candidate, mode, families)?);
+    let envelope = match mode {
+        Mode::Auto => Some(Envelope::load(&golden.dir, &golden.manifest)?),
+        _ => None,
+    };
+    notes.extend(envelope.as_ref().map(Envelope::describe));
+    let bars = envelope.as_ref().map_or(Bars::Same(mode), Bars::Envelope);
     let first_step = golden.first_step().max(candidate.first_step());
     if first_step > 1 {
         notes.push(format!("compared from step {first_step}: one of the runs starts there"));
@@ -151,7 +169,7 @@ pub fn compare(golden: &Path, candidate: &Path, mode: Mode) -> Result<Comparison
     checks.push(compare_samples(Join::new(lines(&left)?, lines(&right)?), first_step)?);
 
     let (left, right) = pair(RunDir::metrics);
-    let metrics = compare_metrics(Join::new(lines(&left)?, lines(&right)?), first_step, mode)?;
+    let metrics = compare_metrics(Join::new(lines(&left)?, lines(&right)?), first_step, bars)?;
     if metrics.steps == 0 {
         let (golden, candidate) = (golden.dir.path().to_owned(), candidate.dir.path().to_owned());
         return Err(CompareError::NothingCompared { golden, candidate });
@@ -159,15 +177,17 @@ pub fn compare(golden: &Path, candidate: &Path, mode: Mode) -> Result<Comparison
     checks.extend(metrics.checks);
 
     let (left, right) = pair(RunDir::digests);
-    if left.exists() && right.exists() {
+    // A link that leads nowhere is there, too, and is refused by name.
+    if left.symlink_metadata().is_ok() && right.symlink_metadata().is_ok() {
         let worlds = [&golden, &candidate].map(|run| move |step| run.world_size_at(step));
-        checks.extend(compare_digests(lines(&left)?, lines(&right)?, mode, worlds)?);
+        let steps = |path: &Path| Ok::<_, CompareError>(by_step(path.to_owned(), lines(path)?));
+        checks.extend(compare_digests(steps(&left)?, steps(&right)?, bars, worlds)?);
     } else {
         notes.push(
             "one of the runs has no digests.jsonl: its steps were not compared tensor by tensor".into(),
         );
     }
-    checks.extend(compare_checkpoints(&golden.dir, &candidate.dir, mode)?);
+    checks.extend(compare_checkpoints(&golden.dir, &candidate.dir, bars)?);
 
     Ok(Comparison {
         golden: golden.dir.path().to_owned(),

@@ -2,9 +2,10 @@
 
 use lockstep_record::{Real, SampleLine, StepLine};
 
+use super::bars::{Bars, Subject, Uncovered};
 use super::difference::{Check, Difference, Event, Place};
 use super::join::Pair;
-use super::values::{Format, Mode, Tolerance, Value};
+use super::values::{Format, Value};
 use super::{CompareError, Stepped};
 
 /// The outcome of comparing two `metrics.jsonl`.
@@ -63,9 +64,9 @@ fn both<T: Stepped>(check: &mut Check, pair: Pair<T>) -> Option<(T, T)> {
 pub fn compare_metrics(
     pairs: impl Iterator<Item = Result<Pair<StepLine>, CompareError>>,
     first_step: u64,
-    mode: Mode,
+    bars: Bars,
 ) -> Result<Metrics, CompareError> {
-    let mut columns = Columns::new(mode);
+    let mut columns = Columns::new(bars);
     let mut steps = 0;
     for pair in pairs {
         let pair = pair?;
@@ -82,8 +83,9 @@ pub fn compare_metrics(
 }
 
 /// One check per column of the metrics.
-struct Columns {
-    mode: Mode,
+struct Columns<'a> {
+    bars: Bars<'a>,
+    uncovered: Uncovered,
     presence: Check,
     position: Check,
     micro_batch_losses: Check,
@@ -95,10 +97,11 @@ struct Columns {
     validation_losses: Check,
 }
 
-impl Columns {
-    fn new(mode: Mode) -> Self {
+impl<'a> Columns<'a> {
+    fn new(bars: Bars<'a>) -> Self {
         Self {
-            mode,
+            bars,
+            uncovered: Uncovered::default(),
             presence: Check::new("steps"),
             position: Check::new("epoch and tokens"),
             micro_batch_losses: Check::new("micro-batch losses"),
@@ -112,14 +115,15 @@ impl Columns {
     }
 
     fn into_checks(self) -> Vec<Check> {
-        let Self { presence, position, micro_batch_losses, losses, .. } = self;
+        let Self { presence, position, micro_batch_losses, mut losses, uncovered, .. } = self;
+        losses.note = uncovered.text();
         let rest = [self.gradient_norms, self.clip_coefficients, self.learning_rates];
         let last = [self.parameter_norms, self.validation_losses];
         [presence, position, micro_batch_losses, losses].into_iter().chain(rest).chain(last).collect()
     }
 
     fn compare(&mut self, golden: &StepLine, candidate: &StepLine) {
-        let (mode, step) = (self.mode, golden.step);
+        let step = golden.step;
         let integers =
             [("epoch", golden.epoch, candidate.epoch), ("tokens", golden.tokens, candidate.tokens)];
         for (name, left, right) in integers {
@@ -128,24 +132,30 @@ impl Columns {
             self.position.same(&left, &right, difference);
         }
         self.compare_micro_batches(golden, candidate);
-        let at = |event, name| move || Place::at(step, event, name);
-        let double = Format::F64;
         let values = |field: fn(&StepLine) -> Real| (field(golden), field(candidate));
-        self.losses.reals(mode, values(|line| line.loss), double, at(Event::Forward, "loss"));
-        let gradient_norm = at(Event::Norm, "gradient_norm");
-        self.gradient_norms.reals(mode, values(|line| line.gradient_norm), double, gradient_norm);
-        let clip = at(Event::Norm, "clip_coefficient");
-        self.clip_coefficients.reals(mode, values(|line| line.clip_coefficient), double, clip);
-        let rate = at(Event::Optimizer, "learning_rate");
-        self.learning_rates.reals(mode, values(|line| line.learning_rate), double, rate);
-        let norm = at(Event::Parameters, "parameter_norm");
-        let parameters = parameter_norm_mode(mode);
-        self.parameter_norms.reals(parameters, values(|line| line.parameter_norm), double, norm);
+        self.column(step, Event::Forward, "loss", values(|line| line.loss));
+        self.column(step, Event::Norm, "gradient_norm", values(|line| line.gradient_norm));
+        self.column(step, Event::Norm, "clip_coefficient", values(|line| line.clip_coefficient));
+        self.column(step, Event::Optimizer, "learning_rate", values(|line| line.learning_rate));
+        self.column(step, Event::Parameters, "parameter_norm", values(|line| line.parameter_norm));
         // Runs may evaluate at different steps: only what both measured can differ.
         if let (Some(left), Some(right)) = (golden.validation_loss, candidate.validation_loss) {
-            let place = at(Event::Validation, "validation_loss");
-            self.validation_losses.reals(mode, (left, right), double, place);
+            self.column(step, Event::Validation, "validation_loss", (left, right));
         }
+    }
+
+    fn column(&mut self, step: u64, event: Event, name: &'static str, values: (Real, Real)) {
+        let subject = Subject::column(step, name);
+        let Some(mode) = self.bars.value(subject, values) else { return self.uncovered.note(subject) };
+        let check = match name {
+            "loss" => &mut self.losses,
+            "gradient_norm" => &mut self.gradient_norms,
+            "clip_coefficient" => &mut self.clip_coefficients,
+            "learning_rate" => &mut self.learning_rates,
+            "parameter_norm" => &mut self.parameter_norms,
+            _ => &mut self.validation_losses,
+        };
+        check.reals(mode, values, Format::F64, || Place::at(step, event, name));
     }
 
     fn compare_micro_batches(&mut self, golden: &StepLine, candidate: &StepLine) {
@@ -156,19 +166,14 @@ impl Columns {
             return self.micro_batch_losses.differ(Difference::new(place, count(left), count(right)));
         }
         for (index, values) in left.iter().copied().zip(right.iter().copied()).enumerate() {
-            let place = || Place { micro_batch: u32::try_from(index).ok(), ..place.clone() };
-            self.micro_batch_losses.reals(self.mode, values, Format::F32, place);
+            let micro_batch = u32::try_from(index).ok();
+            let subject = Subject { micro_batch, ..Subject::column(golden.step, "micro_batch_losses") };
+            let Some(mode) = self.bars.value(subject, values) else {
+                self.uncovered.note(subject);
+                continue;
+            };
+            let place = || Place { micro_batch, ..place.clone() };
+            self.micro_batch_losses.reals(mode, values, Format::F32, place);
         }
-    }
-}
-
-/// The bar for the norm of all parameters: its own where the plan sets one.
-fn parameter_norm_mode(mode: Mode) -> Mode {
-    match mode {
-        Mode::Tolerance(Tolerance { parameter_norm_atol: Some(bar), .. }) => {
-            // "Less than" is "at most the next smaller number".
-            Mode::Tolerance(Tolerance { rtol: 0.0, atol: bar.next_down(), parameter_norm_atol: None })
-        }
-        other => other,
     }
 }

@@ -1,12 +1,14 @@
 //! Reading a checkpoint's tensors piece by piece, in constant memory, from files that may be damaged or hostile.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use lockstep_record::{CheckpointFile, CheckpointManifest, TensorEntry};
+use lockstep_record::{CheckpointFile, CheckpointManifest, TensorEntry, open_plain_file, refuse_link};
 use serde::Deserialize;
+use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
 
 use super::CompareError;
 use super::values::Format;
@@ -25,7 +27,7 @@ struct HeaderEntry {
 }
 
 /// Bytes of one element, and its format if it is a floating-point one. None for a dtype without whole bytes.
-pub(super) fn dtype(name: &str) -> Option<(usize, Option<Format>)> {
+pub(crate) fn dtype(name: &str) -> Option<(usize, Option<Format>)> {
     Some(match name {
         "F64" => (8, Some(Format::F64)),
         "F32" => (4, Some(Format::F32)),
@@ -39,28 +41,52 @@ pub(super) fn dtype(name: &str) -> Option<(usize, Option<Format>)> {
     })
 }
 
-/// Opens a plain file for reading. Links are refused (they may point anywhere), and so is all that could block.
-pub fn open_plain_file(path: &Path) -> Result<(File, u64), CompareError> {
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|error| {
-        let link = error.raw_os_error() == Some(libc::ELOOP);
-        let problem = if link { "a symbolic link, which is refused".to_owned() } else { error.to_string() };
-        CompareError::malformed(path, problem)
-    })?;
-    let metadata = file.metadata().map_err(|error| CompareError::malformed(path, error))?;
-    if !metadata.is_file() {
-        return Err(CompareError::malformed(path, "not a plain file"));
+/// The entries of a safetensors header by name.
+#[derive(Debug)]
+struct Header(HashMap<String, HeaderEntry>);
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Header;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("a map of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+                let mut entries = HashMap::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        map.next_value::<IgnoredAny>()?;
+                    } else if entries.contains_key(&name) {
+                        return Err(A::Error::custom(format!("two entries are called `{name}`")));
+                    } else {
+                        entries.insert(name, map.next_value()?);
+                    }
+                }
+                Ok(Header(entries))
+            }
+        }
+        deserializer.deserialize_map(Entries)
     }
-    Ok((file, metadata.len()))
 }
 
-/// A safetensors file whose header has been read, and nothing else.
+/// BLAKE3 of what is read, hexadecimal.
+pub fn blake3_of(file: impl std::io::Read) -> std::io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(file)?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// A safetensors file whose header has been read, and nothing else. It is not kept open: a checkpoint of a thousand
+/// ranks has more files than a process may open.
 struct TensorFile {
-    path: PathBuf,
-    file: File,
+    path: Arc<Path>,
     bytes: u64,
     data_start: u64,
-    entries: BTreeMap<String, serde_json::Value>,
+    header: Header,
 }
 
 impl TensorFile {
@@ -79,17 +105,15 @@ impl TensorFile {
         }
         let mut header = vec![0; length as usize];
         file.read_exact_at(&mut header, 8).map_err(|error| fail(error.to_string()))?;
-        let entries = serde_json::from_slice(&header)
+        let header = serde_json::from_slice(&header)
             .map_err(|error| fail(format!("its safetensors header is not valid: {error}")))?;
-        Ok(Self { path, file, bytes, data_start: 8 + length, entries })
+        Ok(Self { path: path.into(), bytes, data_start: 8 + length, header })
     }
 
     /// Where the bytes of `key` begin, after checking that they are what the manifest says.
     fn locate(&self, key: &str, tensor: &TensorEntry, elements: u64) -> Result<u64, CompareError> {
         let fail = |problem: String| CompareError::malformed(&self.path, format!("entry `{key}` {problem}"));
-        let entry = self.entries.get(key).ok_or_else(|| fail("is missing".into()))?;
-        let entry =
-            HeaderEntry::deserialize(entry).map_err(|error| fail(format!("is not valid: {error}")))?;
+        let entry = self.header.0.get(key).ok_or_else(|| fail("is missing".into()))?;
         if entry.dtype != tensor.dtype {
             return Err(fail(format!("is {}, but its manifest says {}", entry.dtype, tensor.dtype)));
         }
@@ -123,8 +147,19 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     pub fn open(folder: PathBuf) -> Result<Self, CompareError> {
+        refuse_link(&folder)?;
         let manifest = super::read_manifest(&folder.join("manifest.json"))?;
         Ok(Self { folder, manifest, files: HashMap::new() })
+    }
+
+    /// Of tensors and files that another manifest in the folder lists.
+    pub fn of(folder: PathBuf, manifest: CheckpointManifest) -> Self {
+        Self { folder, manifest, files: HashMap::new() }
+    }
+
+    /// The same checkpoint, opened once more.
+    pub fn again(&self) -> Self {
+        Self::of(self.folder.clone(), self.manifest.clone())
     }
 
     fn manifest_error(&self, problem: impl std::fmt::Display) -> CompareError {
@@ -151,7 +186,7 @@ impl Checkpoint {
     }
 
     /// The bytes of a tensor from its first element to its last, wherever its pieces lie.
-    pub fn stream(&mut self, tensor: &TensorEntry) -> Result<TensorStream<'_>, CompareError> {
+    pub fn stream(&mut self, tensor: &TensorEntry) -> Result<TensorStream, CompareError> {
         let fail =
             |this: &Self, problem: &str| this.manifest_error(format!("tensor `{}`: {problem}", tensor.name));
         let Some((element_bytes, _)) = dtype(&tensor.dtype) else {
@@ -172,8 +207,12 @@ impl Checkpoint {
             next = next
                 .checked_add(piece.length)
                 .ok_or_else(|| fail(self, "the lengths of its pieces overflow"))?;
-            let start = self.file(&piece.file)?.locate(&piece.key, tensor, piece.length)?;
-            spans.push((piece.file.clone(), start, piece.length.saturating_mul(size)));
+            let file = self.file(&piece.file)?;
+            let start = file.locate(&piece.key, tensor, piece.length)?;
+            let (path, bytes) = (Arc::clone(&file.path), piece.length.saturating_mul(size));
+            if bytes > 0 {
+                spans.push(Span { begin: piece.offset.saturating_mul(size), path, start, bytes });
+            }
         }
         if next.checked_mul(size) != Some(total) {
             return Err(fail(
@@ -181,40 +220,67 @@ impl Checkpoint {
                 &format!("its pieces have {next} elements, its shape {:?}", tensor.shape),
             ));
         }
-        spans.reverse();
-        Ok(TensorStream { files: &self.files, spans, remaining: total })
+        Ok(TensorStream { spans, total, position: 0, open: None })
     }
 }
 
-/// Reads a tensor front to back.
-pub struct TensorStream<'a> {
-    files: &'a HashMap<String, TensorFile>,
-    /// File, position and bytes of what is still to be read, the next one last.
-    spans: Vec<(String, u64, u64)>,
-    remaining: u64,
+/// A stretch of a tensor's bytes that lies in one file.
+#[derive(Clone, Debug)]
+struct Span {
+    /// First byte of the tensor that it holds.
+    begin: u64,
+    path: Arc<Path>,
+    /// Where that byte is in the file.
+    start: u64,
+    bytes: u64,
 }
 
-impl TensorStream<'_> {
+/// Reads a tensor front to back, or from any place on. A clone reads on its own: threads share a tensor that way.
+#[derive(Debug)]
+pub struct TensorStream {
+    /// In order, without gap.
+    spans: Vec<Span>,
+    total: u64,
+    position: u64,
+    /// The file that was read last, by the number of its span.
+    open: Option<(usize, File)>,
+}
+
+impl Clone for TensorStream {
+    fn clone(&self) -> Self {
+        Self { spans: self.spans.clone(), open: None, ..*self }
+    }
+}
+
+impl TensorStream {
     /// Bytes that are still to be read.
     pub fn remaining(&self) -> u64 {
-        self.remaining
+        self.total - self.position
+    }
+
+    /// Goes on at this byte of the tensor; at its end if it is shorter.
+    pub fn seek(&mut self, position: u64) {
+        self.position = position.min(self.total);
     }
 
     /// Fills `buffer` with the next bytes; it must not be longer than what remains.
     pub fn fill(&mut self, mut buffer: &mut [u8]) -> Result<(), CompareError> {
-        self.remaining = self.remaining.saturating_sub(buffer.len() as u64);
+        let mut index = self.spans.partition_point(|span| span.begin + span.bytes <= self.position);
         while !buffer.is_empty() {
             let end = || CompareError::malformed(Path::new("checkpoint"), "a tensor ended too early");
-            let (name, position, bytes) = self.spans.last_mut().ok_or_else(end)?;
-            let now = (*bytes).min(buffer.len() as u64) as usize;
+            let span = self.spans.get(index).ok_or_else(end)?;
+            let skipped = self.position - span.begin;
+            let now = (span.bytes - skipped).min(buffer.len() as u64) as usize;
             let (head, tail) = buffer.split_at_mut(now);
-            let source = self.files.get(name.as_str()).ok_or_else(end)?;
-            let read = source.file.read_exact_at(head, *position);
-            read.map_err(|error| CompareError::malformed(&source.path, error))?;
-            (*position, *bytes) = (*position + now as u64, *bytes - now as u64);
-            if *bytes == 0 {
-                self.spans.pop();
-            }
+            let file = match self.open.take() {
+                Some((number, file)) if number == index => file,
+                _ => open_plain_file(&span.path)?.0,
+            };
+            let read = file.read_exact_at(head, span.start + skipped);
+            read.map_err(|error| CompareError::malformed(&span.path, error))?;
+            self.open = Some((index, file));
+            self.position += now as u64;
+            index += 1;
             buffer = tail;
         }
         Ok(())

@@ -158,6 +158,8 @@ pub enum Mode {
     /// The same bits.
     Exact,
     Tolerance(Tolerance),
+    /// Within the golden run's envelope: a bound for each step and tensor.
+    Auto,
 }
 
 /// `|candidate − golden| ≤ atol + rtol·|golden|`
@@ -176,15 +178,19 @@ impl Mode {
         if golden == candidate {
             return true;
         }
-        let Self::Tolerance(tolerance) = self else { return false };
+        let Some(allowed) = self.allowed(golden) else { return false };
         let (golden, candidate) = (golden.to_f64(), candidate.to_f64());
         golden.is_finite()
             && candidate.is_finite()
-            && approx::abs_diff_eq!(
-                candidate,
-                golden,
-                epsilon = tolerance.atol + tolerance.rtol * golden.abs()
-            )
+            && approx::abs_diff_eq!(candidate, golden, epsilon = allowed)
+    }
+
+    /// How far from the golden value a candidate may be, where it need not be the same.
+    pub fn allowed(self, golden: Scalar) -> Option<f64> {
+        match self {
+            Self::Tolerance(tolerance) => Some(tolerance.atol + tolerance.rtol * golden.to_f64().abs()),
+            Self::Exact | Self::Auto => None,
+        }
     }
 }
 
@@ -192,6 +198,7 @@ impl std::fmt::Display for Mode {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Exact => formatter.write_str("exact"),
+            Self::Auto => formatter.write_str("tolerance auto"),
             Self::Tolerance(t) => {
                 write!(formatter, "rtol {:e} atol {:e}", t.rtol, t.atol)?;
                 t.parameter_norm_atol.map_or(Ok(()), |bar| write!(formatter, " |Δnorm| < {bar:e}"))
@@ -208,9 +215,23 @@ pub struct Worst {
     pub absolute: f64,
     /// Relative to the golden value.
     pub relative: f64,
+    /// Distance ÷ what the tolerance allowed there; 0 where bits are demanded.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub of_tolerance: f64,
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 impl Worst {
+    pub fn absorb(&mut self, other: &Self) {
+        self.ulps = self.ulps.max(other.ulps);
+        self.absolute = self.absolute.max(other.absolute);
+        self.relative = self.relative.max(other.relative);
+        self.of_tolerance = self.of_tolerance.max(other.of_tolerance);
+    }
+
     pub fn note(&mut self, golden: Scalar, candidate: Scalar) {
         if golden == candidate {
             return;
@@ -222,6 +243,13 @@ impl Worst {
         self.absolute = self.absolute.max(absolute).min(f64::MAX);
         let relative = absolute / golden.to_f64().abs();
         self.relative = self.relative.max(if relative.is_nan() { f64::MAX } else { relative }).min(f64::MAX);
+    }
+
+    /// A distance that has a limit.
+    pub fn note_share(&mut self, distance: f64, allowed: f64) {
+        let share = distance / allowed.max(f64::MIN_POSITIVE);
+        let share = if share.is_nan() { f64::MAX } else { share };
+        self.of_tolerance = self.of_tolerance.max(share).min(f64::MAX);
     }
 }
 

@@ -7,8 +7,10 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use lockstep_record::{
-    Channel, FLIGHT_LINES_MAX, FlightLine, Manifest, RecordError, RunDir, read_json, read_lines,
+    Channel, FLIGHT_LINES_MAX, FlightLine, Manifest, RecordError, RunDir, read_lines, refuse_link,
 };
+
+use crate::compare::read_manifest;
 
 pub use parting::{Parting, parting};
 
@@ -50,13 +52,14 @@ pub fn read(run: &RunDir) -> Result<Flight, FlightError> {
     }
     let Some(&last) = ranks.keys().last() else { return Err(FlightError::NoFiles(run.flight())) };
     // A run that broke early has no manifest yet.
-    let manifest: Option<Manifest> = read_json(&run.manifest()).ok();
+    let manifest: Option<Manifest> = read_manifest(&run.manifest()).ok();
     let world_size = manifest.and_then(|manifest| Some(manifest.segments.last()?.world_size)).unwrap_or(0);
     Ok(Flight { world_size: world_size.max(last.saturating_add(1)), ranks })
 }
 
 /// The ranks that left a file.
 fn recorded_ranks(run: &RunDir) -> Result<Vec<u32>, FlightError> {
+    refuse_link(&run.flight())?;
     let io = |source| FlightError::Io { path: run.flight(), source };
     let entries = match std::fs::read_dir(run.flight()) {
         Ok(entries) => entries,

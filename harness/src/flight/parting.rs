@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use lockstep_record::{Channel, FlightLine, FlightState, rank_ranges};
+use lockstep_record::{Channel, FlightLine, FlightState, RankRange, rank_ranges};
 
 use super::Flight;
+use crate::report::visible;
 
 /// Where the ranks part.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +15,7 @@ pub struct Parting {
     /// Number of the collective.
     pub sequence: u64,
     /// Ranks that did the same then, ascending by their first one.
-    pub groups: Vec<(Vec<u32>, There)>,
+    pub groups: Vec<(Vec<RankRange>, There)>,
 }
 
 /// What a rank did where the ranks part.
@@ -38,7 +39,7 @@ pub struct Called {
 
 impl Called {
     fn of(line: &FlightLine) -> Self {
-        Self { operation: line.operation.clone(), bucket: line.bucket, dtype: line.dtype.clone() }
+        Self { operation: visible(&line.operation), bucket: line.bucket, dtype: visible(&line.dtype) }
     }
 }
 
@@ -80,15 +81,31 @@ fn there(lines: &BTreeMap<u64, FlightLine>, sequence: u64) -> Option<There> {
     Some(There::NeverCame { last: last.map(|(&sequence, line)| (sequence, Called::of(line), line.state)) })
 }
 
-fn grouped(flight: &Flight, there: Vec<(u32, There)>) -> Vec<(Vec<u32>, There)> {
-    let silent = (0..flight.world_size).filter(|rank| !flight.ranks.contains_key(rank));
+fn grouped(flight: &Flight, there: Vec<(u32, There)>) -> Vec<(Vec<RankRange>, There)> {
     let mut groups = BTreeMap::<There, Vec<u32>>::new();
-    for (rank, there) in there.into_iter().chain(silent.map(|rank| (rank, There::NoFile))) {
+    for (rank, there) in there {
         groups.entry(there).or_default().push(rank);
     }
-    let mut groups: Vec<_> = groups.into_iter().map(|(there, ranks)| (ranks, there)).collect();
+    let mut groups: Vec<_> = groups.into_iter().map(|(there, ranks)| (rank_ranges(ranks), there)).collect();
+    groups.extend(Some((silent(flight), There::NoFile)).filter(|(ranks, _)| !ranks.is_empty()));
     groups.sort_by_key(|(ranks, _)| ranks[0]);
     groups
+}
+
+/// The ranks of the world that left no file: never one by one, since a manifest may claim any number of ranks.
+fn silent(flight: &Flight) -> Vec<RankRange> {
+    let mut ranges = Vec::new();
+    let mut next = 0;
+    for &rank in flight.ranks.keys().filter(|rank| **rank < flight.world_size) {
+        if rank > next {
+            ranges.push((next, rank - 1));
+        }
+        next = rank + 1;
+    }
+    if next < flight.world_size {
+        ranges.push((next, flight.world_size - 1));
+    }
+    ranges
 }
 
 impl fmt::Display for Called {
@@ -119,19 +136,16 @@ impl fmt::Display for Parting {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         const RANGES_MAX: usize = 12;
         write!(formatter, "{}: the ranks part at collective {}", self.channel, self.sequence)?;
-        for (ranks, there) in &self.groups {
-            let ranges = rank_ranges(ranks.iter().copied());
+        for (ranges, there) in &self.groups {
+            let ranks: u64 = ranges.iter().map(|&(first, last)| u64::from(last) + 1 - u64::from(first)).sum();
             let range = |&(first, last): &(u32, u32)| match first == last {
                 true => first.to_string(),
                 false => format!("{first}-{last}"),
             };
             let shown: Vec<String> = ranges.iter().take(RANGES_MAX).map(range).collect();
-            let noun = if ranks.len() == 1 { "rank" } else { "ranks" };
-            let more = if ranges.len() > RANGES_MAX {
-                format!(", … ({} ranks)", ranks.len())
-            } else {
-                String::new()
-            };
+            let noun = if ranks == 1 { "rank" } else { "ranks" };
+            let more =
+                if ranges.len() > RANGES_MAX { format!(", … ({ranks} ranks)") } else { String::new() };
             write!(formatter, "\n  {noun} {}{more}: {there}", shown.join(", "))?;
         }
         Ok(())

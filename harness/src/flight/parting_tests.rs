@@ -87,12 +87,27 @@ proptest! {
         // Where nothing is left of a rank, there is nothing before that it could be compared at.
         prop_assert_eq!(partings.len(), 1);
         prop_assert_eq!((partings[0].channel, partings[0].sequence), (Channel::Data, first + index as u64));
-        let group = partings[0].groups.iter().find(|(ranks, _)| ranks.contains(&victim)).unwrap();
-        prop_assert_eq!(&group.0, &vec![victim]);
-        let mut all: Vec<u32> = partings[0].groups.iter().flat_map(|(ranks, _)| ranks.clone()).collect();
+        let holds = |ranks: &[RankRange]| ranks.iter().any(|&(first, last)| (first..=last).contains(&victim));
+        let group = partings[0].groups.iter().find(|(ranks, _)| holds(ranks)).unwrap();
+        prop_assert_eq!(&group.0, &vec![(victim, victim)]);
+        let ranges = partings[0].groups.iter().flat_map(|(ranks, _)| ranks);
+        let mut all: Vec<u32> = ranges.flat_map(|&(first, last)| first..=last).collect();
         all.sort_unstable();
         prop_assert_eq!(all, (0..size).collect::<Vec<_>>());
     }
+}
+
+/// A manifest or a file's name may claim any number of ranks.
+#[test]
+fn a_world_of_billions_is_told_in_ranges() {
+    let mut flight = sound(3, 1, 9);
+    flight.ranks.remove(&1);
+    flight.world_size = u32::MAX;
+    flight.ranks.get_mut(&0).unwrap()[7].state = FlightState::Running;
+    let parting = &flight.partings()[0];
+    let silent = parting.groups.iter().find(|(_, there)| *there == There::NoFile).unwrap();
+    assert_eq!(silent.0, [(1, 1), (3, u32::MAX - 1)]);
+    assert!(flight.text().contains("ranks 1, 3-4294967294: left no file"), "{}", flight.text());
 }
 
 #[test]

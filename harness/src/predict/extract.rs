@@ -89,7 +89,7 @@ struct StepTimes {
 
 impl StepTimes {
     fn read(path: &Path, segment: &Segment) -> Result<Self, ExtractError> {
-        let first = segment.from_step + WARM_UP_STEPS + 1;
+        let first = segment.from_step.saturating_add(WARM_UP_STEPS + 1);
         let mut seconds = Vec::new();
         for line in read_lines::<StepLine>(path)? {
             let line = line?;

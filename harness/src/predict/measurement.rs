@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use lockstep_record::{RecordError, read_lines};
+use lockstep_record::{RecordError, read_named_lines};
 use serde::{Deserialize, Serialize};
 
 /// Lines that are read, at most.
@@ -82,7 +82,8 @@ pub fn read_measurements(paths: &[PathBuf]) -> Result<Vec<Measurement>, Measurem
     let mut known = Known::default();
     let mut measurements = Vec::new();
     for path in paths {
-        let lines = read_lines::<Measurement>(path).map_err(|source| MeasurementError::Read { source })?;
+        let lines =
+            read_named_lines::<Measurement>(path).map_err(|source| MeasurementError::Read { source })?;
         for (line, number) in lines.zip(1u64..) {
             let measurement = line.map_err(|source| MeasurementError::Read { source })?;
             if measurements.len() == MEASUREMENTS_MAX {

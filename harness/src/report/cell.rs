@@ -1,11 +1,11 @@
-//! One line of the matrix, and all of them.
+//! One case of a plan that was run.
 
 use std::path::PathBuf;
 
 use serde::Serialize;
 
 use super::comparison::ulps_text;
-use super::curves::Curve;
+use super::curves::Curves;
 use crate::compare::{Comparison, Mode, Verdict};
 use crate::launch::LaunchRecord;
 use crate::verify::{Case, Group};
@@ -61,9 +61,9 @@ pub struct Cell {
     pub run_dir: PathBuf,
     pub launches: Vec<LaunchRecord>,
     pub comparison: Option<Comparison>,
-    /// For the page only; the run's own metrics have it.
+    /// For the view only; the run's own metrics have them.
     #[serde(skip)]
-    pub curve: Curve,
+    pub curves: Curves,
 }
 
 impl Cell {
@@ -83,7 +83,7 @@ impl Cell {
             run_dir,
             launches: Vec::new(),
             comparison: None,
-            curve: Curve::default(),
+            curves: Curves::default(),
         }
     }
 
@@ -100,6 +100,7 @@ impl Cell {
         let worst = compared("checkpoint parameters").or(compared("micro-batch losses"))?.worst;
         Some(match self.mode {
             Mode::Tolerance(_) if worst.ulps > 0 => format!("Δ {:.1e}", worst.absolute),
+            Mode::Auto if worst.of_tolerance > 0.0 => format!("{:.0}%", 100.0 * worst.of_tolerance),
             _ => ulps_text(worst.ulps),
         })
     }
@@ -122,19 +123,3 @@ pub fn expectation(mode: Mode, against: Option<&str>) -> String {
         Some(other) => format!("{mode} vs {other}"),
     }
 }
-
-/// All that is known about a plan's run so far.
-#[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    pub report_version: u32,
-    pub title: String,
-    pub started_unix_s: u64,
-    pub seconds: f64,
-    /// Cases of the plan, golden runs included; fewer cells mean that it was cut short.
-    pub planned: usize,
-    pub sentence: String,
-    pub cells: Vec<Cell>,
-}
-
-/// Version of `report.json`.
-pub const REPORT_VERSION: u32 = 1;

@@ -1,7 +1,9 @@
 //! One comparison, as text for a terminal and as JSON.
 
 use std::fmt::Write;
+use std::path::Path;
 
+use super::text::visible;
 use crate::compare::{Check, Comparison, Mode, Verdict};
 
 /// The comparison as JSON: the fields of [`Comparison`], and the verdict that follows from them.
@@ -19,8 +21,9 @@ pub fn comparison_json(comparison: &Comparison) -> String {
 pub fn comparison_text(comparison: &Comparison) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
-    let _ = writeln!(text, "golden     {}", comparison.golden.display());
-    let _ = writeln!(text, "candidate  {}", comparison.candidate.display());
+    let show = |path: &Path| visible(&path.display().to_string());
+    let _ = writeln!(text, "golden     {}", show(&comparison.golden));
+    let _ = writeln!(text, "candidate  {}", show(&comparison.candidate));
     let _ = writeln!(text, "mode       {}\n", comparison.mode);
     let _ = writeln!(
         text,
@@ -31,7 +34,7 @@ pub fn comparison_text(comparison: &Comparison) -> String {
         let _ = writeln!(text, "{}", row(check).trim_end());
     }
     for note in &comparison.notes {
-        let _ = writeln!(text, "\nnote: {note}");
+        let _ = writeln!(text, "\nnote: {}", visible(note));
     }
     let _ = write!(text, "\n{}", conclusion(comparison));
     text
@@ -39,11 +42,16 @@ pub fn comparison_text(comparison: &Comparison) -> String {
 
 fn row(check: &Check) -> String {
     let verdict = check.verdict.to_string();
-    let note = check.note.as_ref().map_or(String::new(), |note| format!("  {note}"));
+    let mut note = check.note.as_ref().map_or(String::new(), |note| format!("  {}", visible(note)));
+    if check.worst.of_tolerance > 0.0 {
+        note.insert_str(0, &format!("  {}", share_text(check.worst.of_tolerance)));
+    }
     if check.verdict == Verdict::NotCompared {
         return format!("{:32} {verdict:17}{note}", check.name);
     }
     let (ulps, absolute) = match check.worst.absolute {
+        // Distances of tensors have no ulps.
+        absolute if check.worst.ulps == 0 && absolute > 0.0 => ("—".to_owned(), format!("{absolute:.2e}")),
         0.0 if check.worst.ulps == 0 => ("0".to_owned(), "0".to_owned()),
         absolute => (ulps_text(check.worst.ulps), format!("{absolute:.2e}")),
     };
@@ -55,9 +63,18 @@ pub fn ulps_text(ulps: u64) -> String {
     if ulps < 10_000_000_000 { ulps.to_string() } else { ">1e10".into() }
 }
 
+/// How much of what the tolerance allows was used.
+fn share_text(share: f64) -> String {
+    match share {
+        share if share <= 1.0 => format!("{:.1}% of the tolerance", 100.0 * share),
+        share if share < 1e4 => format!("{share:.1} times the tolerance"),
+        _ => "over 10,000 times the tolerance".into(),
+    }
+}
+
 fn conclusion(comparison: &Comparison) -> String {
     if let Some(first) = comparison.first_difference() {
-        return format!("The runs differ. First difference:\n  {first}");
+        return format!("The runs differ. First difference:\n  {}", visible(&first.to_string()));
     }
     let steps = comparison.steps;
     let plural = if steps == 1 { "" } else { "s" };

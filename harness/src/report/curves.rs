@@ -1,111 +1,233 @@
-//! Loss curves as SVG that the page's style sheet colours, so that they follow light and dark.
+//! What the page draws of a run: a few hundred points of each quantity, however long the run was.
 
-use lockstep_record::{RunDir, read_lines};
-use plotters::prelude::*;
+use lockstep_record::{Real, RunDir, StepLine, read_lines};
+use serde::{Deserialize, Serialize};
 
-use super::cell::{Cell, Outcome};
+use crate::compare::{Join, in_order};
 
 /// Points of a curve; longer runs are thinned out.
-const POINTS_MAX: usize = 600;
-const SIZE: (u32, u32) = (860, 300);
-/// Stand-ins that the style sheet replaces: see `page.html`.
-const GOLDEN: RGBColor = RGBColor(0xc8, 0x96, 0x00);
-const PASSED: RGBColor = RGBColor(0x00, 0x64, 0xc8);
-const DIFFERENT: RGBColor = RGBColor(0xc8, 0x00, 0x00);
+const POINTS_MAX: usize = 400;
+/// Distances beyond it are drawn there: from or to an infinity, or across zero.
+const ULPS_MAX: f64 = 1e10;
+/// Larger numbers are drawn as if they were not finite: not at all.
+const VALUE_MAX: f64 = 1e30;
 
-/// Step and loss.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Curve(pub Vec<(f64, f64)>);
+/// Step and value.
+pub type Point = (f64, f64);
 
-/// The losses that a run has recorded so far. What cannot be read is left out: judging it is `compare`'s work.
-pub fn read_curve(run: &RunDir) -> Curve {
-    let Ok(lines) = read_lines::<lockstep_record::StepLine>(&run.metrics()) else { return Curve::default() };
-    let points = lines.map_while(Result::ok).map(|line| (line.step as f64, line.loss.0));
-    thin(points.filter(|(_, loss)| loss.is_finite()).collect())
+/// What a chart is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Quantity {
+    Loss,
+    GradientNorm,
+    ParameterNorm,
+    /// From the golden run, in ulps of fp32.
+    Divergence,
 }
 
-fn thin(points: Vec<(f64, f64)>) -> Curve {
-    let stride = points.len().div_ceil(POINTS_MAX).max(1);
-    let last = points.len().saturating_sub(1);
-    Curve(
-        points
-            .into_iter()
-            .enumerate()
-            .filter(|(i, _)| i % stride == 0 || *i == last)
-            .map(|(_, p)| p)
-            .collect(),
-    )
-}
+impl Quantity {
+    pub const ALL: [Self; 4] = [Self::Loss, Self::GradientNorm, Self::ParameterNorm, Self::Divergence];
 
-/// The curves of one group: the golden run broad, candidates thin on top of it. None without any point.
-pub fn chart(cells: &[&Cell]) -> Option<String> {
-    let points = || cells.iter().flat_map(|cell| cell.curve.0.iter().copied());
-    let span = |values: &mut dyn Iterator<Item = f64>| {
-        values
-            .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)))
-    };
-    let (first, last) = span(&mut points().map(|(step, _)| step));
-    let (low, high) = span(&mut points().map(|(_, loss)| loss));
-    if !(first.is_finite() && low.is_finite()) {
-        return None;
+    /// Heading of its chart.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Loss => "Loss",
+            Self::GradientNorm => "Gradient norm",
+            Self::ParameterNorm => "Parameter norm",
+            Self::Divergence => "Divergence from the golden run",
+        }
     }
-    let margin = ((high - low) * 0.05).max(high.abs() * 1e-3).max(1e-6);
-    let mut svg = String::new();
-    draw(cells, (first, last.max(first + 1.0)), (low - margin, high + margin), &mut svg).ok()?;
-    Some(svg)
+
+    /// What its numbers are.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Loss => "nats per token",
+            Self::GradientNorm => "before clipping",
+            Self::ParameterNorm => "after the update",
+            Self::Divergence => "ulps of fp32",
+        }
+    }
 }
 
-fn draw(
-    cells: &[&Cell],
-    steps: (f64, f64),
-    losses: (f64, f64),
-    svg: &mut String,
-) -> Result<(), Box<dyn std::error::Error>> {
-    let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
-    let mut chart = ChartBuilder::on(&area)
-        .margin(8)
-        .x_label_area_size(34)
-        .y_label_area_size(56)
-        .build_cartesian_2d(steps.0..steps.1, losses.0..losses.1)?;
-    chart
-        .configure_mesh()
-        .x_desc("step")
-        .y_desc("loss (nats per token)")
-        .x_label_formatter(&|step| format!("{step:.0}"))
-        .y_label_formatter(&|loss| format!("{loss:.2}"))
-        .x_labels((steps.1 - steps.0).clamp(1.0, 8.0) as usize + 1)
-        .y_labels(6)
-        .label_style(("sans-serif", 13))
-        .axis_desc_style(("sans-serif", 13))
-        .disable_x_mesh()
-        .draw()?;
-    let rank = |cell: &Cell| {
-        matches!(cell.outcome, Outcome::Different) as u8 + !matches!(cell.outcome, Outcome::Golden) as u8
-    };
-    let mut ordered = cells.to_vec();
-    ordered.sort_by_key(|cell| rank(cell));
-    for cell in ordered {
-        let style = match cell.outcome {
-            Outcome::Golden => GOLDEN.stroke_width(7),
-            Outcome::Passed => PASSED.stroke_width(1),
-            _ => DIFFERENT.stroke_width(2),
-        };
-        chart.draw_series(LineSeries::new(cell.curve.0.iter().copied(), style))?;
+/// The curves of one run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Curves {
+    pub loss: Vec<Point>,
+    pub gradient_norm: Vec<Point>,
+    pub parameter_norm: Vec<Point>,
+    /// The largest distance of the losses and the norms; empty for a golden run.
+    pub divergence: Vec<Point>,
+}
+
+impl Curves {
+    pub fn of(&self, quantity: Quantity) -> &[Point] {
+        match quantity {
+            Quantity::Loss => &self.loss,
+            Quantity::GradientNorm => &self.gradient_norm,
+            Quantity::ParameterNorm => &self.parameter_norm,
+            Quantity::Divergence => &self.divergence,
+        }
     }
-    area.present()?;
-    Ok(())
+}
+
+/// What a run has recorded so far, beside the golden run if there is one. What cannot be read is left out: judging it
+/// is `compare`'s work.
+pub fn read_curves(run: &RunDir, golden: Option<&RunDir>) -> Curves {
+    let mut curves = [Thinned::first(), Thinned::first(), Thinned::first()];
+    for line in steps(run) {
+        let values = [line.loss, line.gradient_norm, line.parameter_norm];
+        for (curve, value) in curves.iter_mut().zip(values) {
+            curve.push(line.step, value.0);
+        }
+    }
+    let [loss, gradient_norm, parameter_norm] = curves.map(Thinned::finish);
+    let divergence = golden.map(|golden| divergence(golden, run)).unwrap_or_default();
+    Curves { loss, gradient_norm, parameter_norm, divergence }
+}
+
+/// The whole lines of `metrics.jsonl` up to the first that makes no sense.
+fn steps(run: &RunDir) -> impl Iterator<Item = StepLine> + use<> {
+    let lines = read_lines::<StepLine>(&run.metrics()).ok();
+    in_order(run.metrics(), lines.into_iter().flatten()).map_while(Result::ok)
+}
+
+fn divergence(golden: &RunDir, run: &RunDir) -> Vec<Point> {
+    let mut curve = Thinned::largest();
+    for pair in Join::new(steps(golden).map(Ok), steps(run).map(Ok)) {
+        let Ok(pair) = pair else { break };
+        if let (Some(golden), Some(line)) = (&pair.golden, &pair.candidate) {
+            curve.push(pair.step, step_divergence(golden, line));
+        }
+    }
+    curve.finish()
+}
+
+/// The largest distance of a step's losses and norms.
+fn step_divergence(golden: &StepLine, line: &StepLine) -> f64 {
+    let losses = golden.micro_batch_losses.iter().zip(&line.micro_batch_losses);
+    let norms = [
+        (&golden.loss, &line.loss),
+        (&golden.gradient_norm, &line.gradient_norm),
+        (&golden.parameter_norm, &line.parameter_norm),
+    ];
+    losses.chain(norms).map(|(golden, value)| distance(*golden, *value)).fold(0.0, f64::max)
+}
+
+/// How far apart two numbers are, as a multiple of the spacing of fp32 numbers around the first: norms are added in
+/// double precision, and may part by much less than one.
+fn distance(golden: Real, value: Real) -> f64 {
+    if golden == value {
+        return 0.0;
+    }
+    let magnitude = (golden.0.abs() as f32).clamp(f32::MIN_POSITIVE, f32::MAX);
+    let spacing = f64::from(magnitude) - f64::from(magnitude.next_down());
+    let distance = (golden.0 - value.0).abs() / spacing;
+    if distance.is_nan() { ULPS_MAX } else { distance.min(ULPS_MAX) }
+}
+
+/// At most [`POINTS_MAX`] points of however many: when there are too many, neighbours become one.
+struct Thinned {
+    points: Vec<Point>,
+    /// Values that one point stands for.
+    stride: u64,
+    seen: u64,
+    last: Option<Point>,
+    merge: fn(Point, Point) -> Point,
+}
+
+impl Thinned {
+    fn new(merge: fn(Point, Point) -> Point) -> Self {
+        Self { points: Vec::new(), stride: 1, seen: 0, last: None, merge }
+    }
+
+    /// Of neighbours keeps the first.
+    fn first() -> Self {
+        Self::new(|first, _| first)
+    }
+
+    /// Of neighbours keeps the largest, so that no peak is lost.
+    fn largest() -> Self {
+        Self::new(|a, b| if b.1 > a.1 { b } else { a })
+    }
+
+    /// What is not finite has no place in a picture.
+    fn push(&mut self, step: u64, value: f64) {
+        if value.is_nan() || value.abs() > VALUE_MAX {
+            return;
+        }
+        let point = (step as f64, value);
+        if self.seen.is_multiple_of(self.stride) {
+            if self.points.len() == POINTS_MAX {
+                self.points =
+                    self.points.chunks(2).map(|two| (self.merge)(two[0], two[two.len() - 1])).collect();
+                self.stride = self.stride.saturating_mul(2);
+            }
+            self.points.push(point);
+        } else if let Some(open) = self.points.last_mut() {
+            *open = (self.merge)(*open, point);
+        }
+        self.last = Some(point);
+        self.seen += 1;
+    }
+
+    /// The last value is always there.
+    fn finish(mut self) -> Vec<Point> {
+        if let Some(last) = self.last
+            && self.points.last().is_some_and(|point| point.0 < last.0)
+        {
+            self.points.push(last);
+        }
+        self.points
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    fn thinned(mut curve: Thinned, values: &[f64]) -> Vec<Point> {
+        values.iter().zip(1..).for_each(|(&value, step)| curve.push(step, value));
+        curve.finish()
+    }
+
+    proptest! {
+        #[test]
+        fn long_runs_are_thinned_and_keep_both_ends_and_the_peak(length in 1usize..5000, peak: prop::sample::Index) {
+            let mut values = vec![1.0; length];
+            values[peak.index(length)] = 7.0;
+            for curve in [Thinned::first(), Thinned::largest()] {
+                let points = thinned(curve, &values);
+                prop_assert!(points.len() <= POINTS_MAX + 1);
+                prop_assert!(points.windows(2).all(|two| two[0].0 < two[1].0));
+                prop_assert_eq!(points[points.len() - 1].0, length as f64);
+            }
+            let peaks = thinned(Thinned::largest(), &values);
+            prop_assert!(peaks.contains(&(peak.index(length) as f64 + 1.0, 7.0)));
+            prop_assert_eq!(thinned(Thinned::first(), &values)[0].0, 1.0);
+        }
+
+        #[test]
+        fn a_distance_is_never_odd(golden: f64, value: f64) {
+            let distance = distance(Real(golden), Real(value));
+            prop_assert!((0.0..=ULPS_MAX).contains(&distance));
+            prop_assert_eq!(distance == 0.0, golden == value);
+        }
+    }
 
     #[test]
-    fn long_runs_are_thinned_and_keep_both_ends() {
-        let points: Vec<_> = (0..10_000).map(|step| (f64::from(step), 1.0)).collect();
-        let thinned = thin(points).0;
-        assert!(thinned.len() <= POINTS_MAX + 1);
-        assert_eq!((thinned[0].0, thinned[thinned.len() - 1].0), (0.0, 9999.0));
-        assert_eq!(thin(Vec::new()), Curve::default());
+    fn distances_are_in_ulps_of_fp32() {
+        let one_up = f64::from(1.5f32.next_up());
+        assert_eq!(distance(Real(1.5), Real(one_up)), 1.0);
+        assert_eq!(distance(Real(1.5), Real((1.5 + one_up) / 2.0)), 0.5);
+        assert_eq!(distance(Real(f64::NAN), Real(f64::NAN)), 0.0);
+        assert_eq!(distance(Real(1.0), Real(f64::INFINITY)), ULPS_MAX);
+        assert_eq!(distance(Real(f64::INFINITY), Real(1.0)), ULPS_MAX);
+    }
+
+    #[test]
+    fn what_is_not_finite_is_left_out() {
+        assert_eq!(thinned(Thinned::first(), &[f64::NAN, 1.0, f64::INFINITY, 1e300]), [(2.0, 1.0)]);
+        assert_eq!(thinned(Thinned::first(), &[f64::NAN]), []);
     }
 }

@@ -118,7 +118,7 @@ fn list(mut items: Vec<String>) -> String {
 mod tests {
     use super::*;
     use crate::compare::{Check, Comparison};
-    use crate::report::Curve;
+    use crate::report::Curves;
 
     fn cell(ranks: &str, strategy: &str, outcome: Outcome, equal: &[&'static str]) -> Cell {
         let check = |name: &&'static str| {
@@ -148,7 +148,7 @@ mod tests {
                 checks: equal.iter().map(check).collect(),
                 notes: Vec::new(),
             }),
-            curve: Curve::default(),
+            curves: Curves::default(),
         }
     }
 

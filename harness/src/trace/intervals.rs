@@ -28,6 +28,9 @@ pub fn length(disjoint: &[Interval]) -> f64 {
 
 /// Length of what two [`union`]s have in common.
 pub fn overlap(left: &[Interval], right: &[Interval]) -> f64 {
+    let (Some(first), Some(other)) = (left.first(), right.first()) else { return 0.0 };
+    let left = &left[left.partition_point(|interval| interval.end <= other.start)..];
+    let right = &right[right.partition_point(|interval| interval.end <= first.start)..];
     let (mut left, mut right) = (left.iter().peekable(), right.iter().peekable());
     let mut common = 0.0;
     while let (Some(a), Some(b)) = (left.peek(), right.peek()) {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use lockstep_record::RunDir;
 
 use super::TraceError;
+use crate::report::create_plain_file;
 
 /// The joined trace while it is being written, beside its final place.
 pub struct Merged {
@@ -25,7 +26,7 @@ impl Merged {
             return Err(TraceError::OutIsInput(path.to_owned()));
         }
         let draft = path.with_extension("draft");
-        let file = File::create(&draft).map_err(TraceError::write(&draft))?;
+        let file = create_plain_file(&draft).map_err(TraceError::write(&draft))?;
         let mut merged =
             Self { path: path.to_owned(), draft, writer: Some(BufWriter::with_capacity(1 << 16, file)) };
         merged.write(&[b"[\n"])?;

@@ -12,7 +12,7 @@ mod window;
 use std::path::{Path, PathBuf};
 
 use lockstep_record::{
-    LabelKind, Manifest, RecordError, RunDir, Span, TraceEvent, exit, read_json, read_trace,
+    LabelKind, Manifest, RecordError, RunDir, Span, TraceEvent, exit, read_json, read_trace, refuse_link,
 };
 
 use crate::report::write_whole;
@@ -23,6 +23,9 @@ use merge::Merged;
 use picture::Sketch;
 pub use text::trace_text;
 use window::{StepTimes, Window};
+
+/// What a rank may be called: every line of the table is as wide as the longest name.
+const LABEL_CHARACTERS: usize = 80;
 
 /// What was asked for.
 #[derive(Clone, Debug)]
@@ -169,6 +172,7 @@ fn clock_note(disagreement_us: f64) -> Option<String> {
 
 /// The ranks that have a trace, and a note if some have none.
 fn traced_ranks(run: &RunDir) -> Result<(Vec<usize>, Vec<String>), TraceError> {
+    refuse_link(&run.traces())?;
     let ranks = run.traced_ranks().map_err(|source| RecordError::Io { path: run.traces(), source })?;
     let Some(&last) = ranks.last() else { return Err(TraceError::NoTrace(run.path().to_owned())) };
     let mut expected = last + 1;
@@ -180,7 +184,7 @@ fn traced_ranks(run: &RunDir) -> Result<(Vec<usize>, Vec<String>), TraceError> {
         }
         expected = world_size as usize;
     }
-    let missing = expected - ranks.len();
+    let missing = expected.saturating_sub(ranks.len());
     let note = (missing > 0).then(|| format!("{missing} of {expected} ranks left no trace"));
     Ok((ranks, note.into_iter().collect()))
 }
@@ -224,7 +228,9 @@ impl Reader {
                 merged.add(events.text())?;
             }
             match event {
-                TraceEvent::Label(named) if named.kind == LabelKind::ProcessName => label = named.args.name,
+                TraceEvent::Label(named) if named.kind == LabelKind::ProcessName => {
+                    label = named.args.name.chars().take(LABEL_CHARACTERS).collect();
+                }
                 TraceEvent::Label(_) => {}
                 TraceEvent::Span(span) => {
                     let whole = window.push(&span).map_err(malformed)?;

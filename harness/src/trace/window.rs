@@ -114,8 +114,13 @@ impl Window {
         let measure = |communication: &[Interval]| (length(communication), overlap(communication, &idle));
 
         let (communication_us, exposed_us) = measure(&covered(moving()));
-        let buckets: std::collections::BTreeSet<u32> = moving().filter_map(|piece| piece.bucket).collect();
-        let of_bucket = |bucket| measure(&covered(moving().filter(|piece| piece.bucket == Some(bucket))));
+        // One pass for all buckets: a hostile trace has as many as spans.
+        let mut buckets: BTreeMap<u32, Vec<Interval>> = BTreeMap::new();
+        for piece in moving() {
+            if let Some(bucket) = piece.bucket {
+                buckets.entry(bucket).or_default().push(piece.interval);
+            }
+        }
         let training = || own().filter(|piece| piece.training);
         StepTimes {
             step,
@@ -124,7 +129,7 @@ impl Window {
                 .map(|phase| length(&covered(training().filter(|piece| piece.category == phase)))),
             communication_us,
             exposed_us,
-            buckets_us: buckets.into_iter().map(|bucket| (bucket, of_bucket(bucket))).collect(),
+            buckets_us: buckets.into_iter().map(|(bucket, times)| (bucket, measure(&union(times)))).collect(),
         }
     }
 }

@@ -7,15 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use lockstep_record::RunDir;
+use lockstep_record::{Perturbed, RunDir, Unit};
 
 use super::Keep;
 use super::plan::{Case, Group, Plan, Stage, Work};
-use crate::compare::{Comparison, compare};
+use crate::compare::{CompareError, Comparison, Mode, compare};
+use crate::goldens::Header;
 use crate::launch::{
     Expected, Launch, LaunchRecord, Launcher, Places, check_world, complaint, probe, unix_s,
 };
-use crate::report::{Cell, Outcome, read_curve};
+use crate::report::{Cell, Outcome, read_curves};
+use crate::tolerance;
 
 pub(super) struct Runner {
     pub trainer: PathBuf,
@@ -40,6 +42,10 @@ impl Runner {
         let start = Instant::now();
         let folder = self.work_dir.join(&group.name).join(&case.name);
         let run_dir = folder.join("run");
+        let run_dir = match &case.work {
+            Work::Stored(path) => path.clone(),
+            _ => run_dir,
+        };
         let mut cell = Cell::new(group, case, run_dir.clone(), unix_s());
         let judged = self.run_and_compare(plan, group, case, finished, &folder, &mut cell.launches);
         cell.outcome = match judged {
@@ -53,7 +59,8 @@ impl Runner {
             Err(Failure::CouldNotRun(reason)) => Outcome::CouldNotRun { reason },
         };
         cell.seconds = start.elapsed().as_secs_f64();
-        cell.curve = read_curve(&RunDir::new(&run_dir));
+        let golden = reference(case, finished).ok().flatten().map(RunDir::new);
+        cell.curves = read_curves(&RunDir::new(&run_dir), golden.as_ref());
         self.tidy(group, case, &cell);
         cell
     }
@@ -72,6 +79,9 @@ impl Runner {
             .map_err(|error| Failure::CouldNotRun(format!("{}: {error}", folder.display())))?;
         let run_dir = folder.join("run");
         match &case.work {
+            Work::Stored(path) => {
+                check_stored(path).map_err(|error| Failure::CouldNotRun(error.to_string()))?
+            }
             Work::Stages(stages) => self.run_stages(group, case, stages, folder, launches)?,
             Work::Foreign { command, requires, ranks, .. } => {
                 let (plan_dir, trainer) = (&plan.folder, &self.trainer);
@@ -85,9 +95,34 @@ impl Runner {
             }
         }
         let Some(golden) = golden else { return Ok(None) };
+        if case.mode == Mode::Auto {
+            self.earn_envelope(group, golden, launches).map_err(Failure::CouldNotRun)?;
+        }
         compare(golden, &run_dir, case.mode)
             .map(Some)
             .map_err(|error| Failure::CouldNotRun(error.to_string()))
+    }
+
+    /// Repeats the golden run with perturbations, for the first case that is judged by its envelope.
+    fn earn_envelope(
+        &self,
+        group: &Group,
+        golden: &Path,
+        launches: &mut Vec<LaunchRecord>,
+    ) -> Result<(), String> {
+        if RunDir::new(golden).tolerance().exists() {
+            return Ok(());
+        }
+        let plan = tolerance::Plan {
+            trainer: &self.trainer,
+            runs: group.perturbed_runs,
+            perturbed: Perturbed::Gradients,
+            unit: Unit::Fp32,
+            timeout: group.golden.timeout,
+            keep: false,
+            stop: &self.stop,
+        };
+        tolerance::earn(golden, &plan, launches, &mut |_| {}).map(drop).map_err(|error| error.to_string())
     }
 
     fn probe_once(&self, argv: Vec<String>, folder: &Path) -> Result<(), String> {
@@ -146,6 +181,12 @@ impl Runner {
     }
 }
 
+/// Whether a stored golden run is what was stored.
+fn check_stored(path: &Path) -> Result<(), CompareError> {
+    let run = RunDir::new(path);
+    Header::read(&run)?.map_or(Ok(()), |header| header.check_files(&run))
+}
+
 /// The run directory that a case is compared with; None for the golden run itself.
 fn reference<'a>(case: &Case, finished: &'a [Cell]) -> Result<Option<&'a Path>, Failure> {
     let Some(name) = &case.against else { return Ok(None) };
@@ -165,6 +206,9 @@ fn train_command(trainer: &Path, group: &Group, stage: &Stage, run_dir: &Path, r
     option("--config", group.config.to_string_lossy().into_owned());
     for set in group.set.iter().chain(&stage.set) {
         option("--set", set.clone());
+    }
+    if group.needs_envelope() {
+        option("--set", "record.sketches=true".into());
     }
     option("--set", format!("parallel.strategy={}", stage.strategy));
     option("--run-dir", run_dir.to_string_lossy().into_owned());

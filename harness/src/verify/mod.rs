@@ -12,7 +12,7 @@ use lockstep_record::exit;
 
 use crate::launch::{Launcher, PlaceError, find_trainer, make_work_dir, stop_flag};
 use crate::plan_file::PlanError;
-use crate::report::{Cell, Outcome, Reporter};
+use crate::report::{Outcome, Reporter};
 use cases::Runner;
 
 pub use plan::{Case, Group, Plan, Stage};
@@ -104,20 +104,5 @@ pub fn verify(options: &Options, out: &mut dyn Write) -> Result<i32, VerifyError
         }
     }
     let report = reporter.end().map_err(VerifyError::io(&work_dir))?;
-    Ok(exit_code(&report.cells))
-}
-
-/// A difference outweighs a case that could not run: something is known, and it is bad.
-fn exit_code(cells: &[Cell]) -> i32 {
-    let any = |wanted: fn(&Outcome) -> bool| cells.iter().any(|cell| wanted(&cell.outcome));
-    if any(|outcome| matches!(outcome, Outcome::Different)) {
-        exit::DIFFERENT
-    } else if any(|outcome| matches!(outcome, Outcome::CouldNotRun { .. }))
-        || !any(|o| matches!(o, Outcome::Passed))
-    {
-        // Nothing proved is no success either: every candidate was skipped.
-        exit::CASE_FAILED
-    } else {
-        exit::OK
-    }
+    Ok(report.exit_code())
 }

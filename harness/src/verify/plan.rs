@@ -3,13 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use lockstep_record::RunDir;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error, MapAccess, Unexpected};
+use serde::{Deserialize, Deserializer};
 
 use crate::compare::{Mode, Tolerance};
 use crate::plan_file::{
     PlanError, TIMEOUT_DEFAULT_S, check_name, check_ranks, find_config, folder_of, matches, read_yaml,
     seconds,
 };
+use crate::tolerance::{RUNS_DEFAULT, RUNS_MAX, RUNS_MIN};
 
 /// Plans may extend one another this deep.
 const EXTENDS_MAX: usize = 8;
@@ -33,9 +37,41 @@ struct GroupFile {
     config: Option<PathBuf>,
     #[serde(default)]
     set: Vec<String>,
-    golden: Option<CaseFile>,
+    golden: Option<GoldenFile>,
+    /// For cases with `tolerance: auto`.
+    perturbed_runs: Option<u32>,
     #[serde(default)]
     cases: Vec<CaseFile>,
+}
+
+/// A run to make, or the path of one that is stored.
+#[derive(Debug)]
+enum GoldenFile {
+    Stored(PathBuf),
+    Case(Box<CaseFile>),
+}
+
+impl<'de> Deserialize<'de> for GoldenFile {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = GoldenFile;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("a case, or the path of a stored golden run")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, path: &str) -> Result<GoldenFile, E> {
+                Ok(GoldenFile::Stored(path.into()))
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<GoldenFile, A::Error> {
+                let case = CaseFile::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
+                Ok(GoldenFile::Case(Box::new(case)))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -57,9 +93,42 @@ struct CaseFile {
     tolerance: Option<ToleranceFile>,
 }
 
+/// `auto`, or numbers.
+#[derive(Clone, Copy, Debug)]
+enum ToleranceFile {
+    Auto,
+    Numbers(Numbers),
+}
+
+impl<'de> Deserialize<'de> for ToleranceFile {
+    /// By hand, since an untagged enum does not say what is wrong.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = ToleranceFile;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("`auto`, or `rtol`, `atol` and `parameter_norm_atol`")
+            }
+
+            fn visit_str<E: Error>(self, word: &str) -> Result<ToleranceFile, E> {
+                match word {
+                    "auto" => Ok(ToleranceFile::Auto),
+                    _ => Err(E::invalid_value(Unexpected::Str(word), &self)),
+                }
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<ToleranceFile, M::Error> {
+                Numbers::deserialize(MapAccessDeserializer::new(map)).map(ToleranceFile::Numbers)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ToleranceFile {
+struct Numbers {
     #[serde(default)]
     rtol: f64,
     #[serde(default)]
@@ -85,6 +154,8 @@ pub struct Group {
     pub config: PathBuf,
     pub set: Vec<String>,
     pub golden: Case,
+    /// How often the golden run is repeated with perturbations, where a case needs its envelope.
+    pub perturbed_runs: u32,
     pub cases: Vec<Case>,
 }
 
@@ -101,6 +172,8 @@ pub struct Case {
 
 #[derive(Clone, Debug)]
 pub enum Work {
+    /// Nothing: it is a golden run that was stored.
+    Stored(PathBuf),
     /// All but the first resume where the one before it stopped.
     Stages(Vec<Stage>),
     Foreign {
@@ -124,10 +197,18 @@ pub struct Stage {
     pub stop_after: Option<u64>,
 }
 
+impl Group {
+    /// Whether a case is judged by the golden run's envelope.
+    pub fn needs_envelope(&self) -> bool {
+        self.cases.iter().any(|case| case.mode == Mode::Auto)
+    }
+}
+
 impl Case {
     /// Processes or worlds that are started, one after another.
     pub fn launches(&self) -> usize {
         match &self.work {
+            Work::Stored(_) => 0,
             Work::Stages(stages) => stages.len(),
             Work::Foreign { .. } => 1,
         }
@@ -141,6 +222,7 @@ impl Case {
     /// For example `4 → 3`.
     pub fn ranks(&self) -> String {
         match &self.work {
+            Work::Stored(_) => "—".into(),
             Work::Stages(stages) => arrows(stages.iter().map(|stage| stage.ranks.to_string())),
             Work::Foreign { ranks, .. } => ranks.to_string(),
         }
@@ -153,6 +235,7 @@ impl Case {
             [stage.strategy.as_str()].into_iter().chain(approximate).collect::<Vec<_>>().join(" ")
         };
         match &self.work {
+            Work::Stored(_) => "stored".into(),
             Work::Stages(stages) => arrows(stages.iter().map(name)),
             Work::Foreign { strategy, .. } => strategy.clone(),
         }
@@ -223,15 +306,26 @@ fn load_at(path: &Path, depth: usize) -> Result<Plan, PlanError> {
 fn add_group(plan: &mut Plan, file: GroupFile, timeout: Duration) -> Result<(), String> {
     check_name(&file.name)?;
     let index = match plan.groups.iter().position(|group| group.name == file.name) {
-        Some(_) if file.golden.is_some() || file.config.is_some() || !file.set.is_empty() => {
+        Some(_)
+            if file.golden.is_some()
+                || file.config.is_some()
+                || file.perturbed_runs.is_some()
+                || !file.set.is_empty() =>
+        {
             return Err("extends a group of the same name: it can only add cases".into());
         }
         Some(index) => index,
         None => {
             let config = find_config(&plan.folder, &file.config.ok_or("needs a `config`")?)?;
             let golden = file.golden.ok_or("needs a `golden` run")?;
-            let golden = make_case("golden", golden, timeout, &[])?;
-            plan.groups.push(Group { name: file.name, config, set: file.set, golden, cases: Vec::new() });
+            let golden = match golden {
+                GoldenFile::Case(case) => make_case("golden", *case, timeout, &[])?,
+                GoldenFile::Stored(path) => stored(&plan.folder, &path, timeout)?,
+            };
+            let perturbed_runs = perturbed_runs(file.perturbed_runs)?;
+            let group =
+                Group { name: file.name, config, set: file.set, golden, perturbed_runs, cases: Vec::new() };
+            plan.groups.push(group);
             plan.groups.len() - 1
         }
     };
@@ -246,12 +340,57 @@ fn add_group(plan: &mut Plan, file: GroupFile, timeout: Duration) -> Result<(), 
         }
         let case = make_case(&name, case, timeout, &earlier)
             .map_err(|problem| format!("case `{name}`: {problem}"))?;
+        check_auto(group, &case).map_err(|problem| format!("case `{name}`: {problem}"))?;
         group.cases.push(case);
     }
     if group.cases.is_empty() {
         return Err("has no cases".into());
     }
     Ok(())
+}
+
+/// A golden run that is there already: `path` starts in the plan's folder.
+fn stored(folder: &Path, path: &Path, timeout: Duration) -> Result<Case, String> {
+    let path = folder.join(path);
+    if !RunDir::new(&path).golden_header().is_file() {
+        return Err(format!(
+            "golden: {} is no stored golden run: store one with `lockstep-harness bless RUN --into {}`",
+            path.display(),
+            path.display()
+        ));
+    }
+    Ok(Case { name: "golden".into(), against: None, work: Work::Stored(path), timeout, mode: Mode::Exact })
+}
+
+fn perturbed_runs(number: Option<u32>) -> Result<u32, String> {
+    let number = number.unwrap_or(RUNS_DEFAULT);
+    match (RUNS_MIN as u32..=RUNS_MAX).contains(&number) {
+        true => Ok(number),
+        false => Err(format!("perturbed_runs: {number} is not in {RUNS_MIN}..={RUNS_MAX}")),
+    }
+}
+
+/// An envelope is the golden run's, and only our trainer can repeat it with perturbations.
+fn check_auto(group: &Group, case: &Case) -> Result<(), String> {
+    if case.mode != Mode::Auto {
+        return Ok(());
+    }
+    if case.against.as_deref() != Some("golden") {
+        return Err("`tolerance: auto` is for cases that are compared with the golden run".into());
+    }
+    match &group.golden.work {
+        Work::Stages(stages) if stages.len() == 1 => Ok(()),
+        Work::Stages(_) => Err("`tolerance: auto` needs a golden run in one stage".into()),
+        Work::Stored(path) if RunDir::new(path).tolerance().is_dir() => Ok(()),
+        Work::Stored(path) => Err(format!(
+            "`tolerance: auto` needs an envelope, and {} was stored without one: make it with `lockstep-harness tolerance RUN` \
+             before `lockstep-harness bless`",
+            path.display()
+        )),
+        Work::Foreign { .. } => {
+            Err("`tolerance: auto` needs a golden run of this trainer: a command cannot be perturbed".into())
+        }
+    }
 }
 
 /// `earlier` are the cases that this one may be compared with; none for the golden run.
@@ -264,7 +403,8 @@ fn make_case(name: &str, file: CaseFile, timeout: Duration, earlier: &[&str]) ->
     };
     let mode = match file.tolerance {
         None => Mode::Exact,
-        Some(ToleranceFile { rtol, atol, parameter_norm_atol }) => {
+        Some(ToleranceFile::Auto) => Mode::Auto,
+        Some(ToleranceFile::Numbers(Numbers { rtol, atol, parameter_norm_atol })) => {
             let bars = [rtol, atol, parameter_norm_atol.unwrap_or(0.0)];
             if bars.iter().any(|bar| !bar.is_finite() || *bar < 0.0) {
                 return Err("tolerance: its numbers must be finite and not negative".into());

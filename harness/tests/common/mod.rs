@@ -53,6 +53,7 @@ impl Run {
                 .map(|step| SampleLine {
                     step,
                     micro_batches: vec![vec![step * 4, step * 4 + 1], vec![9, step]],
+                    masks: Vec::new(),
                 })
                 .collect(),
             digests: (0..=STEPS).flat_map(|step| digests(step, world_size)).collect(),
@@ -124,6 +125,8 @@ pub fn segment(from_step: u64, world_size: u32, strategy: &str) -> Segment {
         strategy: strategy.into(),
         reduction: "ordered".into(),
         compression: None,
+        mutation: None,
+        perturbation: None,
         backend: "mpi".into(),
         threads_per_rank: 1,
         cpu_capability: "AVX2".into(),
@@ -168,6 +171,7 @@ fn digests(step: u64, world_size: u32) -> Vec<DigestLine> {
         micro_batch: (phase == Phase::LocalGradient).then_some(1),
         digest: tensor_digest(block_digests(format!("{step} {phase} {name}").as_bytes(), 8)),
         norm: number(step * 10 + salt).into(),
+        sketch: None,
         ranks: vec![if phase == Phase::LocalGradient { (0, 0) } else { (0, world_size - 1) }],
         sharded: false,
     };

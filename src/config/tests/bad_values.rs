@@ -13,7 +13,7 @@ fn unknown_keys_are_all_named_with_the_nearest_known_one() {
     );
     assert_eq!(
         error_of("record: { zzzz: 1 }\n"),
-        "c.yaml:2: record.zzzz: unknown key; there are digests_every, local_gradients"
+        "c.yaml:2: record.zzzz: unknown key; there are digests_every, local_gradients, sketches"
     );
 }
 

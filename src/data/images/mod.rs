@@ -11,6 +11,7 @@ use lockstep_record::DataInfo;
 
 use super::corpus::{Corpus, DataError, Inputs, Samples, Split, train_part};
 use crate::config::schema::Data;
+use crate::mutate::{Mutation, active};
 use augment::View;
 
 /// Colours of a pixel.
@@ -150,6 +151,7 @@ impl Corpus for Images {
             let record = self.record(split, id)?;
             let epoch = epochs.and_then(|epochs| epochs.get(index));
             let view = match (self.augment, epoch) {
+                (Some(seed), Some(_)) if active(Mutation::AugmentWithoutEpoch) => View::random(seed, 0, id),
                 (Some(seed), Some(&epoch)) => View::random(seed, epoch, id),
                 _ => View::STRAIGHT,
             };

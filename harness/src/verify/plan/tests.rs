@@ -40,6 +40,12 @@ fn each_mistake_is_named() {
         ("{ name: a }".into(), "needs either `stages` or a `command`"),
         (format!("{{ name: a, timeout_s: .nan, {stage} }}"), "timeout_s: NaN"),
         (format!("{{ name: a, tolerance: {{ rtol: -1 }}, {stage} }}"), "finite and not negative"),
+        (format!("{{ name: a, tolerance: none, {stage} }}"), "expected `auto`, or `rtol`"),
+        (format!("{{ name: a, tolerance: {{ rtoll: 1 }}, {stage} }}"), "unknown field `rtoll`"),
+        (
+            format!("{{ name: a, {stage} }}, {{ name: b, against: a, tolerance: auto, {stage} }}"),
+            "case `b`: `tolerance: auto` is for cases that are compared with the golden run",
+        ),
         ("{ name: a, stages: [{ ranks: 0, strategy: ddp }] }".into(), "stage 1: 0 ranks"),
         (
             "{ name: a, stages: [{ ranks: 1, strategy: ddp }, { ranks: 1, strategy: ddp }] }".into(),
@@ -55,6 +61,22 @@ fn each_mistake_is_named() {
     assert!(load("extends: plan.yaml").unwrap_err().contains("is it a circle?"));
     assert!(load("extends: none.yaml").unwrap_err().contains("none.yaml: no such plan"));
     assert!(load(&"[".repeat(100_000)).is_err());
+}
+
+#[test]
+fn an_envelope_is_made_where_a_case_needs_one() {
+    let stage = "stages: [{ ranks: 2, strategy: ddp }]";
+    let plan =
+        load_cases(&format!("{{ name: a, {stage} }}, {{ name: b, tolerance: auto, {stage} }}")).unwrap();
+    assert_eq!(plan.groups[0].cases[1].mode, Mode::Auto);
+    assert!(plan.groups[0].needs_envelope() && plan.groups[0].perturbed_runs == RUNS_DEFAULT);
+    assert!(!load_cases(&format!("{{ name: a, {stage} }}")).unwrap().groups[0].needs_envelope());
+    let foreign = GROUP.replace("stages: [{ ranks: 1, strategy: single }]", "command: [x]");
+    let error = load(&format!("{foreign}{{ name: a, tolerance: auto, {stage} }}] }}]")).unwrap_err();
+    assert!(error.contains("a command cannot be perturbed"), "{error}");
+    let few = GROUP.replace("golden:", "perturbed_runs: 2, golden:");
+    let error = load(&format!("{few}{{ name: a, {stage} }}] }}]")).unwrap_err();
+    assert!(error.contains("perturbed_runs: 2 is not in 6..=1024"), "{error}");
 }
 
 #[test]

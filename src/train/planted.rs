@@ -1,0 +1,149 @@
+//! The planted bugs of a step: what is done instead of the right thing while one of them is on. See [`crate::mutate`].
+
+use std::sync::{Mutex, PoisonError};
+
+use tch::Tensor;
+
+use super::measure::Numbers;
+use crate::data::Split;
+use crate::grad::flat::Flat;
+use crate::grad::norm;
+use crate::launch::Failure;
+use crate::mutate::{Mutation, active, active_from, active_in, cut_to_bf16, strikes};
+use crate::session::Session;
+
+/// The parameter whose hook is lost: the weight of the GPT's first feed-forward layer.
+const LOST: usize = 10;
+
+/// Whether a bug strikes this rank.
+fn struck(session: &Session, mutation: Mutation) -> bool {
+    strikes(mutation, session.comm.rank(), session.comm.size())
+}
+
+/// Ranks that do not go on.
+pub fn begin(session: &Session, step: u64) {
+    while struck(session, Mutation::EndlessLoop) && step == 3 {
+        std::hint::spin_loop();
+    }
+    if struck(session, Mutation::RankLeaves) && step == 3 {
+        std::process::exit(0);
+    }
+}
+
+/// What a micro-batch's loss is divided by, instead of the targets of the global batch.
+pub fn tokens(session: &Session, tokens: f64) -> f64 {
+    let own = tokens * session.micro_batches.len() as f64 / session.config.batch.micro_batches as f64;
+    match () {
+        () if active(Mutation::MeanPerRank) => own * session.comm.size() as f64,
+        () if active(Mutation::LocalMean) => own,
+        () if active(Mutation::LossOffByOne) => tokens + 1.0,
+        () => tokens,
+    }
+}
+
+/// The ids of this rank's `position`-th micro-batch, given the sampler's for all.
+pub fn samples(session: &Session, position: usize, all: &[Vec<u64>]) -> Vec<u64> {
+    let micro_batch = session.micro_batches.start + position;
+    let index = match () {
+        () if active(Mutation::RanksOverlap) => position,
+        () if active(Mutation::SwappedRanks) => all.len() - 1 - micro_batch,
+        () => micro_batch,
+    };
+    let mut ids = all[index].clone();
+    if struck(session, Mutation::OneSampleId) && micro_batch + 1 == session.micro_batches.end {
+        ids[0] = (ids[0] + 1) % session.corpus.info().train_samples;
+    }
+    ids
+}
+
+/// The part of the data that a micro-batch is taken from.
+pub fn split(micro_batch: usize) -> Split {
+    let validation = active_in(Mutation::TrainsOnValidation, 3) && micro_batch == 1;
+    if validation { Split::Validation } else { Split::Train }
+}
+
+/// The loss that goes backward: of one micro-batch NaN, in steps 3 and 4 or from step 3 on; or without a loss scale that
+/// was never put in.
+pub fn scale(step: u64, micro_batch: usize, loss: Tensor) -> Tensor {
+    let nan =
+        active(Mutation::NanGradient) && matches!(step, 3 | 4) || active(Mutation::NanGradients) && step >= 3;
+    match () {
+        () if nan && micro_batch == 1 => loss * f64::NAN,
+        () if active(Mutation::UnscaledTwice) => loss / 65536.0,
+        () => loss,
+    }
+}
+
+/// The parameter whose gradient does not arrive.
+pub fn lost_hook(session: &Session, step: u64) -> Option<usize> {
+    (struck(session, Mutation::LostHook) && step >= 3).then_some(LOST)
+}
+
+/// A gradient that is reduced already: that of the model's first parameter, or of the last bucket.
+pub fn change_gradient(session: &mut Session, step: u64) {
+    static EARLIER: Mutex<Vec<f32>> = Mutex::new(Vec::new());
+    if active(Mutation::ScaledTensor) {
+        let slot = session.layout.slots[0].clone();
+        norm::scale(session.accumulator.gradient_mut(slot.bucket).as_mut_slice(), &slot.range(), 1.000_001);
+    }
+    if active(Mutation::StaleBucket) {
+        let bucket = session.layout.trained_buckets() - 1;
+        let gradient = session.accumulator.gradient_mut(bucket).as_mut_slice();
+        let mut earlier = EARLIER.lock().unwrap_or_else(PoisonError::into_inner);
+        if step == 4 && earlier.len() == gradient.len() {
+            gradient.copy_from_slice(&earlier);
+        }
+        *earlier = gradient.to_vec();
+    }
+}
+
+/// What this rank's update is scaled by, given each tensor's norm.
+pub fn numbers(session: &Session, norms: &[f64], numbers: Numbers) -> Numbers {
+    let largest = || norms.iter().copied().fold(0.0, f64::max);
+    let limit = session.config.optim.clip_norm;
+    match () {
+        () if struck(session, Mutation::RateOnOneRank) => Numbers { rate: numbers.rate * 1.5, ..numbers },
+        () if struck(session, Mutation::ClipOnSomeRanks) => Numbers { clip: 1.0, ..numbers },
+        () if active(Mutation::ClipByLargestTensor) => {
+            Numbers { clip: norm::clip_coefficient(largest(), limit), ..numbers }
+        }
+        () => numbers,
+    }
+}
+
+/// What one bucket is scaled by, instead of `clip`.
+pub fn clip_of(bucket: usize, clip: f32) -> f32 {
+    match () {
+        () if active(Mutation::ClipSkipsABucket) && bucket == 0 => 1.0,
+        () if active(Mutation::ClippedTwice) => clip * clip,
+        () => clip,
+    }
+}
+
+/// Whether this rank makes no update.
+pub fn update_left_out(session: &Session, step: u64) -> bool {
+    struck(session, Mutation::UpdateSkippedOnOneRank) && step == 3
+}
+
+/// Whether parameters are published before their update.
+pub fn gathers_early() -> bool {
+    active(Mutation::GatherBeforeUpdate)
+}
+
+/// Parameters after their update, in 16 bits.
+pub fn cut_masters(parameters: &mut Flat) {
+    if active_from(Mutation::MastersCut, 3) {
+        parameters.as_mut_slice().iter_mut().for_each(|value| *value = cut_to_bf16(*value));
+    }
+}
+
+/// One element of one rank's copy moves by one unit in the last place after step 2.
+pub fn move_parameter(session: &mut Session, step: u64) -> Result<(), Failure> {
+    if struck(session, Mutation::OneRanksParameter) && step == 2 {
+        session.reducer.arrive_all()?;
+        let slot = session.layout.slots[0].clone();
+        let value = &mut session.parameters.buffers_mut()[slot.bucket].as_mut_slice()[slot.offset];
+        *value = f32::from_bits(value.to_bits() ^ 1);
+    }
+    Ok(())
+}
