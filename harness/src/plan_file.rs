@@ -9,6 +9,8 @@ use serde::de::DeserializeOwned;
 const PLAN_BYTES_MAX: u64 = 1 << 20;
 /// What aliases may copy at most, in bytes.
 const COPIES_BYTES_MAX: usize = 64 << 20;
+/// Levels of brackets within brackets: the time that the YAML reader takes grows with their square.
+const BRACKETS_MAX: usize = 100;
 /// Seconds that a launch may take where the plan says nothing.
 pub const TIMEOUT_DEFAULT_S: f64 = 600.0;
 const TIMEOUT_MAX_S: f64 = 1e6;
@@ -39,7 +41,24 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     if text.matches('*').count().saturating_mul(text.len()) > COPIES_BYTES_MAX {
         return Err("has too many aliases (*NAME) for its length: write the values out".into());
     }
+    if brackets_within_brackets(text) > BRACKETS_MAX {
+        return Err(format!("has brackets ([ or {{) within brackets more than {BRACKETS_MAX} times"));
+    }
     serde_yaml::from_str(text).map_err(|error| error.to_string())
+}
+
+/// The deepest level that brackets could open; those in quoted words and comments count, too.
+fn brackets_within_brackets(text: &str) -> usize {
+    let (mut open, mut most) = (0usize, 0);
+    for byte in text.bytes() {
+        match byte {
+            b'[' | b'{' => open += 1,
+            b']' | b'}' => open = open.saturating_sub(1),
+            _ => (),
+        }
+        most = most.max(open);
+    }
+    most
 }
 
 /// The folder of a plan's file: paths in the plan start there.
@@ -108,6 +127,15 @@ mod tests {
         assert!(parse::<serde_json::Value>(&text).unwrap_err().contains("too many aliases"));
         let few = parse::<serde_json::Value>("a: &a [x]\nb: [*a, *a]\n").unwrap();
         assert_eq!(few["b"][1][0], "x");
+    }
+
+    #[test]
+    fn brackets_cannot_take_hours() {
+        let deep = |levels: usize| format!("a: {}{}\n", "[".repeat(levels), "]".repeat(levels));
+        assert!(parse::<serde_json::Value>(&deep(200_000)).unwrap_err().contains("more than 100 times"));
+        assert!(parse::<serde_json::Value>(&deep(50)).is_ok());
+        let wide = format!("a: [{}]\n", "[], ".repeat(1000));
+        assert_eq!(brackets_within_brackets(&wide), 2);
     }
 
     proptest! {

@@ -72,7 +72,10 @@ fn fuzz(name: &str) {
     }
     let cases =
         std::env::var("LOCKSTEP_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES);
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 2000, ..Config::default() };
+    // A file that takes long takes as long at each attempt to make it smaller.
+    let (max_shrink_iters, max_shrink_time) = (2000, 60_000);
+    let config =
+        Config { cases, failure_persistence: None, max_shrink_iters, max_shrink_time, ..Config::default() };
     let kept = kept(target);
     let inputs = (any::<Index>(), mutate::mutations());
     let outcome = TestRunner::new(config).run(&inputs, |(seed, mutations)| {

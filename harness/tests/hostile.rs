@@ -143,7 +143,10 @@ fn links_out_of_the_run_directory_are_refused() {
 #[test]
 fn what_a_record_says_cannot_drive_the_terminal() {
     let mut bench = Bench::new();
-    bench.candidate.digests[3].tensor = "\u{1b}]0;title\u{7}\u{202e}w".into();
+    for run in [&mut bench.golden, &mut bench.candidate] {
+        run.digests[3].tensor = "\u{1b}]0;title\u{7}\u{202e}w".into();
+    }
+    bench.candidate.digests[3].digest.0 ^= 1;
     bench.write();
     let (_, out, errors) = bench.compare(&[]);
     assert!(out.contains("\\u{1b}]0;title\\u{7}\\u{202e}w"), "{out}");

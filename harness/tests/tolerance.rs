@@ -208,8 +208,8 @@ fn a_damaged_envelope_is_refused() {
         out
     };
     assert!(judge("envelope.json", "{").contains("envelope.json"));
-    let newer = header.replace("\"envelope_version\": 1", "\"envelope_version\": 2");
-    assert!(judge("envelope.json", &newer).contains("version 2 is newer"));
+    let newer = header.replacen("\"record_version\": ", "\"record_version\": 9", 1);
+    assert!(judge("envelope.json", &newer).contains("is newer than"));
     let fewer = header.replacen("\"name\": \"loss\"", "\"name\": \"other\"", 1);
     std::fs::write(folder.join("envelope.json"), fewer).unwrap();
     assert!(stand.judge(&run(1000)).1.contains("not in the envelope, first loss at step 1"));

@@ -10,9 +10,6 @@ use serde::{Deserialize, Serialize};
 use crate::compare::{CompareError, compare_manifests, read_manifest};
 use crate::report::write_whole;
 
-/// Version of the envelope's format. A reader refuses a newer one.
-pub const ENVELOPE_VERSION: u32 = 1;
-
 /// What is followed from step to step.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Series {
@@ -49,7 +46,8 @@ pub struct Factor {
 /// `envelope.json`: what the envelope is of, and how it was made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Header {
-    pub envelope_version: u32,
+    /// Of the record that it belongs to ([`lockstep_record::RECORD_VERSION`]).
+    pub record_version: u32,
     /// The golden run's manifest, without its segments.
     pub golden: Manifest,
     /// Of the golden run's `digests.jsonl`.
@@ -120,12 +118,6 @@ impl Envelope {
         }
         let header: Header = read_manifest(&path)?;
         let refuse = |problem: String| CompareError::malformed(&path, problem);
-        if header.envelope_version > ENVELOPE_VERSION {
-            let found = header.envelope_version;
-            return Err(refuse(format!(
-                "version {found} is newer than {ENVELOPE_VERSION}: update this program"
-            )));
-        }
         let (checks, _) = compare_manifests(&header.golden, golden);
         if let Some(difference) = checks.iter().find_map(|check| check.first.as_ref()) {
             return Err(refuse(format!(

@@ -7,7 +7,7 @@ use lockstep_record::{Manifest, Perturbation, Perturbed, Phase, Real};
 
 use super::ToleranceError;
 use super::calibrate::{prediction_limit, ratios, spread};
-use super::envelope::{ENVELOPE_VERSION, Envelope, Factor, Header, Measure, Series, Spreads, file_digest};
+use super::envelope::{Envelope, Factor, Header, Measure, Series, Spreads, file_digest};
 use super::observe::{Apart, Names, Steps, observe};
 use super::theory::{UNIT_ROUNDOFF, perturbed_at_most, sum_factor};
 use crate::compare::{Run, compare_manifests};
@@ -45,7 +45,7 @@ pub fn make(golden: &Path, perturbed: &[PathBuf]) -> Result<Envelope, ToleranceE
     let Measured { names, perturbations, manifest, terms, .. } = measured;
     let Perturbation { of, unit, .. } = perturbations[0];
     let header = Header {
-        envelope_version: ENVELOPE_VERSION,
+        record_version: lockstep_record::RECORD_VERSION,
         golden: manifest,
         golden_digests: file_digest(&run.dir.digests())?,
         perturbed: of,

@@ -62,7 +62,8 @@ pub fn coverage(context: &Context, _: Option<&StepFacts>, step: &StepFacts) -> L
     let mut looked = Looked::default();
     let world = context.world(step.step);
     let (order, lines) = by_tensor(step);
-    for key in order.into_iter().filter(|key| key.0 != Phase::LocalGradient) {
+    // What a micro-batch has is recorded by the rank that worked on it.
+    for key in order.into_iter().filter(|key| key.0 != Phase::LocalGradient && key.1.is_none()) {
         let lines = &lines[&key];
         // Ranges as they stand: a hostile one may span four billion ranks.
         let mut ranges: Vec<RankRange> = lines.iter().flat_map(|line| line.ranks.iter().copied()).collect();
