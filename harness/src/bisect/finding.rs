@@ -341,6 +341,9 @@ impl Finding {
                     .to_owned()
             }
             Phase::ReducedGradient => format!("look at the accumulation and the reduction{bucket}"),
+            Phase::Norm if self.unknown.contains(&Phase::ReducedGradient) => {
+                "look at the gradient first: no digests of it were recorded".to_owned()
+            }
             Phase::Norm if tensor == "clip_coefficient" => "look at the clipping: limit ÷ norm, at most 1".to_owned(),
             Phase::Norm => "look at how the norm is summed over blocks, shards and ranks".to_owned(),
             Phase::Schedule => "look at which step the schedule is asked for".to_owned(),

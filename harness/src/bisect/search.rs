@@ -97,7 +97,13 @@ fn ended_for_its_gradient(finding: &Finding) -> bool {
 
 /// Trains the steps up to the guilty one once more, on both sides.
 fn second_pass(options: &Options, first: Finding, bisection: &mut Bisection) -> Result<(), BisectError> {
-    let trainer = find_trainer(options.trainer.as_deref())?;
+    let trainer = match find_trainer(options.trainer.as_deref()) {
+        Err(missing) if options.trainer.is_none() => {
+            bisection.notes.push(format!("from the records alone, since {missing}"));
+            return Ok(());
+        }
+        found => found?,
+    };
     let work_dir = make_work_dir(options.work_dir.as_deref(), "bisect", &options.candidate)?;
     let launcher = Launcher::find(options.launcher.as_deref(), None, &trainer);
     let stop = stop_flag(&work_dir)?;
