@@ -235,6 +235,11 @@ impl Finding {
         .replacen("the parameters parameter_norm", "parameter_norm", 1)
     }
 
+    /// Whether one rank holds the differing value, and the others do not. `rank` may also be the one that computed it for all.
+    fn is_of_one_copy(&self) -> bool {
+        self.rank.is_some() && !self.ranks.is_empty()
+    }
+
     /// `s on rank 1 only, elements 0–1023 (12 of them) in bucket 4`: it goes on from `differ`.
     fn place(&self) -> String {
         let plural = matches!(self.tensor.as_deref(), Some("sample ids" | "inputs" | "targets" | "tokens"))
@@ -246,7 +251,7 @@ impl Finding {
                 Some(rank) => text += &format!(", computed by rank {rank}"),
                 None => {}
             },
-            _ if self.rank.is_some() => text += &format!(" on rank {} only", rank_text(&self.ranks)),
+            _ if self.is_of_one_copy() => text += &format!(" on rank {} only", rank_text(&self.ranks)),
             _ if !self.ranks.is_empty() => text += &format!(" on ranks {}", rank_text(&self.ranks)),
             _ => {}
         }
@@ -352,7 +357,7 @@ impl Finding {
                 tensor.rsplit_once('/').map_or(tensor, |(_, name)| name)
             ),
             Phase::Parameters if self.step == Some(0) => "look at the initial values and their broadcast".to_owned(),
-            Phase::Parameters if self.rank.is_some() => {
+            Phase::Parameters if self.is_of_one_copy() => {
                 "look at what writes to this copy, and at the gathering of updated parameters".to_owned()
             }
             Phase::Parameters => format!("look at the update{bucket} and the gathering of updated parameters"),
@@ -407,6 +412,13 @@ mod tests {
              (first golden 0.25 (0x3e800000), candidate 0.5 (0x3f000000), 8388608 ulps apart); samples, losses and local \
              gradients agree: look at the accumulation and the reduction of bucket 4"
         );
+    }
+
+    /// One rank computed it, and all hold it.
+    #[test]
+    fn an_owner_is_not_the_only_one() {
+        let finding = Finding { rank: Some(1), ..Finding::new(Some(1), Phase::Parameters) }.conclude();
+        assert!(!finding.sentence.contains("rank"), "{finding}");
     }
 
     #[test]
