@@ -6,6 +6,8 @@
 #[path = "fuzz/allocator.rs"]
 mod allocator;
 mod common;
+#[path = "fuzz/goldens.rs"]
+mod goldens;
 #[path = "fuzz/mutate.rs"]
 mod mutate;
 #[path = "fuzz/targets.rs"]
@@ -121,6 +123,10 @@ fuzzed! {
     bench_plan "bench-plan";
     bench_results "bench-results";
     report "report";
+    envelope "envelope";
+    envelope_steps "envelope-steps";
+    golden_header "golden-header";
+    zoo "zoo";
 }
 
 #[test]

@@ -105,6 +105,30 @@ pub const VARIABLES: &[Variable] = &[
         reader: "the tests",
     },
     Variable {
+        name: "LOCKSTEP_FUZZ_CASES",
+        meaning: "Damaged files that the tests try for each reader.",
+        default: "300",
+        reader: "the tests; `make fuzz`",
+    },
+    Variable {
+        name: "LOCKSTEP_CHROMIUM",
+        meaning: "The browser that tests the report's page.",
+        default: "`chromium`, or what a machine calls it",
+        reader: "the tests",
+    },
+    Variable {
+        name: "LOCKSTEP_SCREENSHOTS",
+        meaning: "Folder for pictures of the report's page, taken by the test of it.",
+        default: "none are taken",
+        reader: "the tests",
+    },
+    Variable {
+        name: "LOCKSTEP_BENCH_GIB",
+        meaning: "Size of each of the two checkpoints whose comparison is measured, in GiB.",
+        default: "1",
+        reader: "`ci/bench-compare`",
+    },
+    Variable {
         name: GIT_COMMIT,
         meaning: "The commit that the run record names, for builds outside a git checkout.",
         default: "the checkout's",

@@ -24,7 +24,7 @@ use lockstep_record::{Perturbed, RunDir, Unit, exit};
 use crate::compare::CompareError;
 use crate::launch::{LaunchRecord, PlaceError};
 
-pub use envelope::{Envelope, Factor, Header, Measure, Series, Spreads};
+pub use envelope::{Envelope, Factor, Header, Measure, Series, Spreads, file_digest};
 pub use make::{FALSE_ALARMS, RUNS_MIN, make};
 use observe::{Names, observe};
 pub use text::envelope_text;

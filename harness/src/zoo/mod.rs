@@ -8,6 +8,8 @@ mod report;
 mod runs;
 mod state;
 
+pub use catalogue::Zoo;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -21,7 +23,7 @@ use crate::bisect::bisect_records;
 use crate::launch::{Launcher, PlaceError, find_trainer, make_work_dir, stop_flag};
 use crate::plan_file::PlanError;
 use crate::report::write_whole;
-use catalogue::{Bug, Zoo};
+use catalogue::Bug;
 use judge::Observed;
 use report::{Row, ZooReport};
 use runs::{Runner, in_parallel};

@@ -10,17 +10,19 @@ use lockstep_harness::report::{
 };
 use lockstep_harness::trace::{Options as Tracing, Steps};
 use lockstep_harness::verify::Plan;
+use lockstep_harness::zoo::Zoo;
 use lockstep_harness::{flight, plan_file, predict, report, trace};
 use lockstep_record::{Category, CheckpointManifest, Digest, FlightLine, RunDir, Span, SpanArgs, TraceEvent};
 use serde_json::json;
 
+use super::goldens::{envelope_file, golden_header, in_envelope, read_golden_header};
 use crate::common::{Bench, STEPS, read_manifest, write_lines, write_manifest};
 
 /// A folder with whatever a reader wants beside the file that is mutated.
 pub struct Scratch {
     bench: Bench,
-    golden: RunDir,
-    candidate: RunDir,
+    pub golden: RunDir,
+    pub candidate: RunDir,
 }
 
 impl Scratch {
@@ -52,7 +54,7 @@ impl Scratch {
         }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.bench.folder.path().join(name)
     }
 
@@ -70,7 +72,7 @@ pub struct Target {
     pub read: fn(&Scratch, &[u8]) -> bool,
 }
 
-pub static TARGETS: [Target; 14] = [
+pub static TARGETS: [Target; 18] = [
     Target {
         name: "manifest",
         seeds: |s| vec![file(&s.candidate.manifest())],
@@ -105,9 +107,21 @@ pub static TARGETS: [Target; 14] = [
     Target { name: "bench-plan", seeds: |_| plans(&["bench.yaml"]), read: bench_plan },
     Target { name: "bench-results", seeds: |_| vec![results()], read: bench_results },
     Target { name: "report", seeds: |s| vec![saved(s)], read: report_file },
+    Target {
+        name: "envelope",
+        seeds: |s| vec![envelope_file(s, "envelope.json")],
+        read: |s, b| in_envelope(s, "envelope.json", b),
+    },
+    Target {
+        name: "envelope-steps",
+        seeds: |s| vec![envelope_file(s, "envelope.jsonl")],
+        read: |s, b| in_envelope(s, "envelope.jsonl", b),
+    },
+    Target { name: "golden-header", seeds: |s| vec![golden_header(s)], read: read_golden_header },
+    Target { name: "zoo", seeds: |_| plans(&["zoo.yaml"]), read: zoo },
 ];
 
-fn file(path: &Path) -> Vec<u8> {
+pub fn file(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
@@ -264,6 +278,12 @@ fn measured(scratch: &Scratch, bytes: &[u8]) -> bool {
 fn plans(names: &[&str]) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("plans");
     names.iter().map(|name| file(&folder.join(name))).collect()
+}
+
+fn zoo(scratch: &Scratch, bytes: &[u8]) -> bool {
+    let path = scratch.path("harness/plans/mutated.yaml");
+    std::fs::write(&path, bytes).unwrap();
+    Zoo::load(&path).map(|mut zoo| zoo.select(&["dropout".to_owned()])).is_ok()
 }
 
 fn plan(scratch: &Scratch, bytes: &[u8]) -> bool {
