@@ -327,6 +327,9 @@ impl Finding {
             Phase::Forward if tensor == "validation_loss" => {
                 "look at the evaluation: its samples, its scale, and whether it sees the updated parameters".to_owned()
             }
+            Phase::Forward if tensor == "loss_scale" => {
+                "look at the loss scaler: what a checkpoint keeps of it, and what it counts towards its growth".to_owned()
+            }
             Phase::Forward if tensor == "loss" => "look at how the micro-batches' losses are summed".to_owned(),
             Phase::Forward if self.began_earlier() => {
                 "look at the steps since then: parameters were not compared in between".to_owned()
@@ -341,6 +344,9 @@ impl Finding {
                     .to_owned()
             }
             Phase::ReducedGradient => format!("look at the accumulation and the reduction{bucket}"),
+            Phase::Norm if tensor == "found_inf" => {
+                "look at how the ranks agree that a gradient is not finite: every shard counts for every rank".to_owned()
+            }
             Phase::Norm if tensor == "clip_coefficient" => "look at the clipping: limit ÷ norm, at most 1".to_owned(),
             Phase::Norm => "look at how the norm is summed over blocks, shards and ranks".to_owned(),
             Phase::Schedule => "look at which step the schedule is asked for".to_owned(),
