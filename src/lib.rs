@@ -19,6 +19,7 @@ pub mod mutate;
 pub mod optim;
 pub mod partition;
 pub mod perturb;
+pub mod precision;
 pub mod random;
 pub mod reduce;
 pub mod session;

@@ -50,13 +50,16 @@ fn right_resumes_have_no_finding() {
 /// Settings under which less is recorded, or other numbers.
 #[test]
 fn right_runs_of_other_settings_have_no_finding() {
-    let settings: [&[&str]; 7] = [
+    let settings: [&[&str]; 9] = [
         &["optim.kind=sgd", "optim.lr=0.05"],
         &["model.dropout=0", "optim.clip_norm=null"],
         &["record.digests_every=3", "record.local_gradients=false"],
         &["model.freeze=[wte]"],
         &["model.layers=2", "model.layer_drop=0.5", "parallel.unused_parameters=detect"],
         &["parallel.compression=bf16"],
+        &["precision=bf16", "reduce_dtype=bf16"],
+        // Its first steps are left out.
+        &["precision=fp16", "scaler.init_scale=134217728"],
         &["parallel.reduction=native"],
     ];
     for set in settings {

@@ -125,6 +125,7 @@ impl Checkpoint {
             strategy: "zero1".into(),
             updates_left_out: Default::default(),
             skipped_in_a_row: 0,
+            loss_scale: None,
         };
         let tensors = tensors.collect();
         let mut checkpoint = Self {

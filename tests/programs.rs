@@ -15,6 +15,7 @@ mod lint;
 mod negative_controls;
 mod overlap;
 mod parsers;
+mod precision;
 mod resume;
 mod tolerance;
 mod tune;

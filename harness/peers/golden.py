@@ -61,7 +61,8 @@ def check_config(config):
         *model.unsupported(config),
         (config["optim"]["clip_norm"] is not None, "optim.clip_norm is not null"),
         (config["optim"]["kind"] not in ("adamw", "sgd"), "optim.kind is neither adamw nor sgd"),
-        (config["precision"] != "fp32", "precision is not fp32"),
+        (config["precision"] not in ("fp32", "bf16"), "precision is neither fp32 nor bf16"),
+        (config.get("reduce_dtype", "fp32") != "fp32", "reduce_dtype is not fp32"),
     ]
     for is_unsupported, what in unsupported:
         if is_unsupported:

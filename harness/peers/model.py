@@ -39,7 +39,12 @@ MODELS = {"gpt": (gpt, gpt_unsupported), "resnet": (resnet, resnet_unsupported)}
 def build(config, weights):
     """The module for the resolved configuration, with these initial weights."""
     builder, _ = MODELS[config["model"]["kind"]]
-    return builder(config["model"], weights)
+    module = builder(config["model"], weights)
+    if config["precision"] == "bf16":
+        import torch
+
+        module.forward = torch.autocast("cpu", dtype=torch.bfloat16)(module.forward)
+    return module
 
 
 def unsupported(config):

@@ -13,6 +13,7 @@ use crate::comm::{Comm, agree};
 use crate::grad::flat;
 use crate::grad::layout::overlap;
 use crate::mutate::{Mutation, active};
+use crate::precision::is_usable;
 
 /// What a checkpoint must have been made with.
 pub struct Expected<'a> {
@@ -69,6 +70,9 @@ fn check_fit(manifest: &CheckpointManifest, expected: &Expected, tensors: &Tenso
     }
     if state.seed != expected.seed {
         return Err(format!("its run.seed is {}, but this run's is {}", state.seed, expected.seed));
+    }
+    if let Some(scale) = state.loss_scale.filter(|scale| !is_usable(scale)) {
+        return Err(format!("its loss scale is {}, which no run has: take another checkpoint", scale.scale));
     }
     let model: HashMap<&str, &[u64]> = manifest
         .tensors

@@ -45,6 +45,7 @@ pub fn describe(session: &Session) -> String {
         ),
     );
     row("buckets", format!("{} of up to {} MiB", session.layout.buckets.len(), config.parallel.bucket_mb));
+    row("precision", precision(session));
     let state = session.optimizer.state_bytes();
     row("optimizer", format!("{}, {state} bytes of state on rank 0", config.optim.kind.name()));
     row(
@@ -72,6 +73,17 @@ pub fn describe(session: &Session) -> String {
     let epochs = (config.schedule.steps as f64 * global_batch as f64) / data.train_samples.max(1) as f64;
     row("schedule", format!("{} steps, {epochs:.2} epochs", config.schedule.steps));
     text + "dry run: no step was taken and nothing was written\n"
+}
+
+/// What is computed, kept and added up in which format.
+fn precision(session: &Session) -> String {
+    let config = session.config;
+    let scale = match &session.scaler {
+        None => String::new(),
+        Some(scaler) => format!(", loss scale {} at first", scaler.scale()),
+    };
+    let (computed, added) = (config.precision.name(), config.reduce_dtype.name());
+    format!("{computed} forward and backward, fp32 parameters, gradients added in {added}{scale}")
 }
 
 /// The last line of a run.

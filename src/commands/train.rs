@@ -9,6 +9,7 @@ use super::{manifest, plan, resume};
 use crate::cli::{Exchanged, Train};
 use crate::comm::{Comm, Threading};
 use crate::config::Resolved;
+use crate::config::schema::Precision;
 use crate::launch::{Failure, StopRequest, end_all_ranks_on_panic, environment_rank, join, together};
 use crate::metrics::{Recorder, start_logging};
 use crate::perturb;
@@ -107,6 +108,11 @@ fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
     }
     if let Some(perturbation) = &session.perturbation {
         tracing::warn!("--perturb {perturbation}: values are moved on purpose, to see how far the run moves");
+    }
+    if config.precision == Precision::Fp16 {
+        tracing::warn!(
+            "precision: fp16 on a CPU: most processors compute it by way of fp32, many times slower; bf16 needs no loss scale, too"
+        );
     }
     session.corpus.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     if session.overlap_is_missing() {

@@ -5,14 +5,14 @@
 //! stochastic gradient descent"; Karimireddy et al. 2019, "Error feedback fixes SignSGD"). Residuals belong to a rank and
 //! are in no checkpoint: after a resume they are zero. docs/compression.md says what all this does to bits.
 
-mod format;
+mod feedback;
 mod matrix;
 mod power_sgd;
 mod rounded;
 
 use crate::config::schema::{Compression, Parallel};
+use crate::precision::Format;
 use crate::strategy::{Ownership, Setting, Strategy};
-use format::Format;
 use power_sgd::PowerSgd;
 use rounded::Rounded;
 

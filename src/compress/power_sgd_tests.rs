@@ -25,7 +25,14 @@ fn layout(shapes: &[&[i64]]) -> Layout {
 }
 
 fn strategy(layout: &Layout, rank: usize) -> PowerSgd {
-    let setting = Setting { layout, micro_batches: 1, reduction: Reduction::Ordered, rank: 0, world_size: 1 };
+    let setting = Setting {
+        layout,
+        micro_batches: 1,
+        reduction: Reduction::Ordered,
+        format: None,
+        rank: 0,
+        world_size: 1,
+    };
     PowerSgd::new(Box::new(Nobody), rank, 7, &setting)
 }
 

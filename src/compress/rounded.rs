@@ -6,12 +6,12 @@
 
 use std::ops::Range;
 
-use super::format::Format;
 use crate::comm::{Comm, CommError};
 use crate::grad::accumulate::PartialSums;
 use crate::grad::exchange::{Exchange, all_gather};
 use crate::grad::flat::Flat;
 use crate::mutate::{Mutation, active};
+use crate::precision::Format;
 use crate::strategy::{Ownership, Setting, Strategy};
 
 pub struct Rounded {

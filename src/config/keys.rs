@@ -261,7 +261,7 @@ mod tests {
             }
         }
         assert!(Keys::get().sections.iter().all(|section| section.meaning.ends_with('.')));
-        assert_eq!(Keys::get().sections.len(), 10);
+        assert_eq!(Keys::get().sections.len(), 11);
     }
 
     #[test]
@@ -272,7 +272,8 @@ mod tests {
             ("data.max_samples", "a whole number from 1, or null"),
             ("optim.betas", "a list of 2 numbers"),
             ("parallel.strategy", "single | ddp | zero1"),
-            ("precision", "fp32"),
+            ("precision", "fp32 | bf16 | fp16"),
+            ("scaler.growth_factor", "a number above 1 to 1000000"),
             ("model.dropout", "a number from 0 below 1"),
             ("run.deterministic", "true or false"),
             ("data.path", "text"),

@@ -83,7 +83,7 @@ mod tests {
         let known = |free: &&str| Keys::get().find(free).is_some() || Keys::get().is_section(free);
         assert!(FREE.iter().all(known));
         for key in
-            ["model.layers", "data.tokenizer", "batch.micro_batches", "optim.lr", "precision", "run.seed"]
+            ["model.layers", "data.tokenizer", "batch.micro_batches", "optim.lr", "precision", "reduce_dtype", "run.seed"]
         {
             assert!(!is_free(key), "{key}");
         }

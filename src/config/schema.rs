@@ -20,7 +20,14 @@ pub struct Config {
     pub parallel: Parallel,
     pub optim: Optim,
     pub schedule: Schedule,
+    /// Number format of forward and backward: matrix products, convolutions and attention run in it, by the lists of
+    /// `torch.autocast`. Parameters and the optimizer's state are fp32 whatever it is.
     pub precision: Precision,
+    /// Number format in which the gradients of micro-batches are added up and travel. In 16 bits each of them and each of the
+    /// tree's sums is rounded, whoever computes it: the result is coarser, but the same for every number of ranks. It
+    /// needs `parallel.reduction: ordered`.
+    pub reduce_dtype: Precision,
+    pub scaler: Scaler,
     pub evaluate: Evaluate,
     pub checkpoint: Checkpoint,
     pub record: Record,
@@ -396,12 +403,57 @@ pub enum ScheduleKind {
     Constant,
 }
 
-/// Number format of forward and backward; masters and sums are always fp32.
+/// A number format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
     /// IEEE single precision.
     Fp32,
+    /// bfloat16: the range of fp32 with 8 significant bits.
+    Bf16,
+    /// IEEE half precision: 11 significant bits, from 6e-8 to 65504.
+    Fp16,
+}
+
+impl Precision {
+    /// As the configuration spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Bf16 => "bf16",
+            Self::Fp16 => "fp16",
+        }
+    }
+}
+
+/// The loss scale of `precision: fp16`, as `torch.amp.GradScaler` has it. Other precisions have none, and refuse settings of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Scaler {
+    /// When the loss is scaled.
+    pub enabled: ScalerUse,
+    /// First scale. Powers of two are divided out exactly.
+    #[schemars(range(min = 1e-30, max = 1e30))]
+    pub init_scale: f64,
+    /// What the scale is multiplied by after `scaler.growth_interval` steps without an overflow.
+    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 1))]
+    pub growth_factor: f64,
+    /// What the scale is multiplied by after a step whose gradient overflowed, which is left out.
+    #[schemars(range(min = 1e-6), extend("exclusiveMaximum" = 1))]
+    pub backoff_factor: f64,
+    /// Steps in a row without an overflow after which the scale grows.
+    #[schemars(range(min = 1))]
+    pub growth_interval: u64,
+}
+
+/// When the loss is scaled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ScalerUse {
+    /// Under `precision: fp16`.
+    Auto,
+    /// Never: gradients below 6e-8 are then zero in fp16.
+    Never,
 }
 
 /// Loss on the validation split.

@@ -8,10 +8,12 @@ use serde_json::Value;
 use super::check::{check_values, get};
 use super::document::shown;
 use super::error::Problem;
+use super::keys::{Key, Keys};
 use super::schema::{
-    Backend, Compression, Config, Data, DataKind, ModelKind, Parallel, Positions, Reduction, StrategyKind,
-    TokenizerKind,
+    Backend, Compression, Config, Data, DataKind, ModelKind, Parallel, Positions, Precision, Reduction,
+    StrategyKind, TokenizerKind,
 };
+use crate::precision::scales_loss;
 
 /// Before the name of data that are part of the program.
 const EMBEDDED_PREFIX: &str = "embedded:";
@@ -65,6 +67,8 @@ fn across_fields(config: &Config) -> Vec<Problem> {
         betas(config.optim.betas),
         clip_norm(config.optim.clip_norm),
         compression(&config.parallel),
+        reduce_dtype(config),
+        scaler(config),
         vocabulary(&config.data),
         warmup(config),
         evaluation(config),
@@ -168,6 +172,42 @@ fn compression(parallel: &Parallel) -> Option<Problem> {
     }
     let message = "compressed gradients cannot be added by the library (parallel.reduction: native)";
     Some(Problem::new("parallel.compression", message, "choose reduction: ordered, or compression: none"))
+}
+
+/// Rounding at every node of the tree is what keeps 16-bit sums the same for every number of ranks.
+fn reduce_dtype(config: &Config) -> Option<Problem> {
+    let (format, parallel) = (config.reduce_dtype.name(), &config.parallel);
+    let problem = |message: String, remedy: &str| Some(Problem::new("reduce_dtype", message, remedy));
+    match () {
+        () if config.reduce_dtype == Precision::Fp32 => None,
+        () if parallel.reduction == Reduction::Native => problem(
+            format!("the library (parallel.reduction: native) cannot add in {format}"),
+            "choose reduction: ordered, or reduce_dtype: fp32",
+        ),
+        () if parallel.compression != Compression::None => problem(
+            format!("gradients that are added in {format} already are not compressed as well"),
+            "choose compression: none, or reduce_dtype: fp32",
+        ),
+        () => None,
+    }
+}
+
+/// Settings of a scale that there is not, and residuals of compression, which belong to the scale of their step.
+fn scaler(config: &Config) -> Option<Problem> {
+    if scales_loss(config) && config.parallel.compression != Compression::None {
+        let message = "what compression leaves out of a step is of no use in the next one, whose loss scale may be another";
+        let remedy = "choose compression: none (reduce_dtype: fp16 sends 16 bits, too), or another precision";
+        return Some(Problem::new("parallel.compression", message, remedy));
+    }
+    if config.precision == Precision::Fp16 {
+        return None;
+    }
+    let base = serde_json::to_value(&super::load(&[], &[], &|_| None).ok()?.config).ok()?;
+    let mine = serde_json::to_value(config).ok()?;
+    let changed = |key: &&Key| key.name.starts_with("scaler.") && get(&base, &key.name) != get(&mine, &key.name);
+    let key = Keys::get().keys.iter().find(changed)?;
+    let message = format!("under precision: {} the loss is not scaled", config.precision.name());
+    Some(Problem::new(key.name.as_str(), message, "leave the section `scaler` as it is, or set precision: fp16"))
 }
 
 fn vocabulary(data: &Data) -> Option<Problem> {

@@ -4,6 +4,7 @@ use super::flat::{self, Flat};
 use super::layout::{Bucket, Layout};
 use super::tree::{Accumulation, LeafPlan, LeafSum};
 use crate::mutate::{Mutation, active, active_from};
+use crate::precision::Format;
 use std::ops::Range;
 use tch::Tensor;
 
@@ -52,8 +53,17 @@ impl PartialSums {
         }
     }
 
-    /// Adds one gradient, and the kept one of its left sibling, to what lies in a range of the slots.
-    fn add(&mut self, plan: &LeafSum, range: Range<usize>, kept: Option<&[f32]>, gradient: &[f32]) {
+    /// Adds one gradient, and the kept one of its left sibling, to what lies in a range of the slots. In a 16-bit `format`
+    /// each sum is rounded.
+    fn add(
+        &mut self,
+        plan: &LeafSum,
+        range: Range<usize>,
+        kept: Option<&[f32]>,
+        gradient: &[f32],
+        format: Option<Format>,
+    ) {
+        let round = |sum: &mut [f32]| format.into_iter().for_each(|format| format.round_in_place(sum));
         let mut sum = [0.0; STRETCH];
         let mut start = 0;
         while start < gradient.len() {
@@ -64,8 +74,10 @@ impl PartialSums {
                 Some(kept) => flat::sum(&kept[start..end], &gradient[start..end], sum),
                 None => sum.copy_from_slice(&gradient[start..end]),
             }
+            round(sum);
             for &slot in &plan.left {
                 flat::add(sum, &self.slots[slot].as_slice()[place.clone()]);
+                round(sum);
             }
             if plan.left.is_empty() && active_from(Mutation::ZeroGradSkipped, 2) {
                 flat::add(sum, &self.slots[plan.into].as_slice()[place.clone()]);
@@ -79,6 +91,8 @@ impl PartialSums {
 /// The partial sums of all buckets, while this rank computes them.
 pub struct Accumulator {
     plan: Accumulation,
+    /// The format of leaves and sums, unless it is fp32.
+    format: Option<Format>,
     buckets: Vec<PartialSums>,
     /// Gradients of the last leaf that wait for their right sibling's.
     kept: Vec<Option<Tensor>>,
@@ -102,8 +116,14 @@ impl Accumulator {
             leaf: 0,
             missing: Vec::new(),
             missing_in: Vec::new(),
+            format: None,
             plan,
         }
+    }
+
+    /// Rounds each leaf and each sum to a 16-bit format.
+    pub fn in_format(self, format: Option<Format>) -> Self {
+        Self { format, ..self }
     }
 
     /// Starts with the `leaf`-th of this rank's micro-batches.
@@ -121,12 +141,17 @@ impl Accumulator {
         assert!(std::mem::replace(&mut self.missing[parameter], false), "parameter {parameter} came twice");
         let slot = &layout.slots[parameter];
         let gradient = self.planted(parameter, gradient);
+        let gradient = match self.format {
+            None => gradient,
+            Some(format) => gradient.to_kind(format.kind()).to_kind(tch::Kind::Float),
+        };
         match &self.plan.leaves[self.leaf] {
             LeafPlan::Keep => self.kept[parameter] = Some(gradient),
             LeafPlan::Sum(plan) => {
                 let kept = if plan.kept { self.kept[parameter].take() } else { None };
                 let kept = kept.as_ref().map(flat::elements);
-                self.buckets[slot.bucket].add(plan, slot.range(), kept, flat::elements(&gradient));
+                let gradient = flat::elements(&gradient);
+                self.buckets[slot.bucket].add(plan, slot.range(), kept, gradient, self.format);
             }
         }
         self.missing_in[slot.bucket] -= 1;

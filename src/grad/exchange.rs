@@ -9,6 +9,7 @@ use super::tree::{Accumulation, Merge, Node, merge_order};
 use crate::comm::{Comm, CommError, Incoming, Outgoing};
 use crate::mutate::{Mutation, active, active_in, cut_to_bf16};
 use crate::partition::share;
+use crate::precision::Format;
 
 /// Elements that are added through the whole tree before the next ones: few enough to stay in the processor's cache.
 const STRETCH: usize = 2048;
@@ -22,6 +23,10 @@ pub struct Exchange {
     merges: Vec<Merge>,
     /// The other ranks' subtrees of this rank's shard, back to back in leaf order.
     received: Vec<f32>,
+    /// The format of all sums, unless it is fp32, and messages in it.
+    format: Option<Format>,
+    outgoing: Vec<Vec<u16>>,
+    incoming: Vec<u16>,
 }
 
 impl Exchange {
@@ -38,7 +43,21 @@ impl Exchange {
         if active(Mutation::HalfTheTree) {
             merges.pop();
         }
-        Self { rank, held: partials.iter().map(Vec::len).collect(), merges, received: Vec::new() }
+        Self {
+            rank,
+            held: partials.iter().map(Vec::len).collect(),
+            merges,
+            received: Vec::new(),
+            format: None,
+            outgoing: Vec::new(),
+            incoming: Vec::new(),
+        }
+    }
+
+    /// Rounds each sum to a 16-bit format, which all partial sums have already. Since they have it, they travel in 16
+    /// bits and lose nothing.
+    pub fn in_format(self, format: Option<Format>) -> Self {
+        Self { format, ..self }
     }
 
     /// Turns this rank's `shards[rank]` of the bucket's gradient into the sum over all micro-batches.
@@ -50,10 +69,54 @@ impl Exchange {
     ) -> Result<(), CommError> {
         let mut received = std::mem::take(&mut self.received);
         let held: Vec<&[f32]> = sums.held().iter().map(Flat::as_slice).collect();
-        self.swap(comm, &held, shards, &mut received)?;
+        match self.format {
+            None => self.swap(comm, &held, shards, &mut received)?,
+            Some(format) => self.swap_narrow(comm, format, &held, shards, &mut received)?,
+        }
         self.plant(&mut received);
         self.add_up(sums, shards[self.rank].clone(), &mut received);
         self.received = received;
+        Ok(())
+    }
+
+    /// As [`Exchange::swap`], with messages of 16 bits.
+    fn swap_narrow(
+        &mut self,
+        comm: &dyn Comm,
+        format: Format,
+        held: &[&[f32]],
+        shards: &[Range<usize>],
+        received: &mut Vec<f32>,
+    ) -> Result<(), CommError> {
+        let mut outgoing = std::mem::take(&mut self.outgoing);
+        let mut incoming = std::mem::take(&mut self.incoming);
+        outgoing.resize_with(held.len(), Vec::new);
+        for (sum, narrow) in held.iter().zip(&mut outgoing) {
+            narrow.resize(sum.len(), 0);
+            format.round(sum, narrow);
+        }
+        let narrow: Vec<&[u16]> = outgoing.iter().map(Vec::as_slice).collect();
+        self.swap(comm, &narrow, shards, &mut incoming)?;
+        received.resize(incoming.len(), 0.0);
+        format.widen(&incoming, received);
+        (self.outgoing, self.incoming) = (outgoing, incoming);
+        Ok(())
+    }
+
+    /// Brings the shards of the reduced gradient to all ranks.
+    pub fn gather(
+        &mut self,
+        comm: &dyn Comm,
+        gradient: &mut [f32],
+        shards: &[Range<usize>],
+    ) -> Result<(), CommError> {
+        let Some(format) = self.format else { return all_gather(comm, gradient, shards) };
+        self.outgoing.resize_with(self.outgoing.len().max(1), Vec::new);
+        let (narrow, mine) = (&mut self.outgoing[0], shards[self.rank].clone());
+        narrow.resize(gradient.len(), 0);
+        format.round(&gradient[mine.clone()], &mut narrow[mine]);
+        all_gather(comm, narrow, shards)?;
+        format.widen(narrow, gradient);
         Ok(())
     }
 
@@ -114,6 +177,7 @@ impl Exchange {
             for &Merge { into, from } in &self.merges {
                 let (sums, others) = slots.split_at_mut(from);
                 add(sums[into], others[0]);
+                self.format.into_iter().for_each(|format| format.round_in_place(sums[into]));
             }
             if first > 0 && own > 0 && !active(Mutation::ResultNotCopied) {
                 let (sums, others) = slots.split_at_mut(first);

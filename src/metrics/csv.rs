@@ -7,7 +7,7 @@ use lockstep_record::{RecordError, RunDir, StepLine, read_lines};
 
 const HEADER: &str = "step,epoch,loss,validation_loss,gradient_norm,parameter_norm,clip_coefficient,learning_rate,tokens,\
 tokens_per_second,seconds_total,seconds_data,seconds_forward,seconds_backward,seconds_communication,seconds_optimizer,\
-seconds_record,resident_bytes_max,bytes_sent";
+seconds_record,resident_bytes_max,bytes_sent,loss_scale";
 
 /// The CSV of a run's metrics. Every field is a number, so nothing needs quotes.
 fn csv(metrics: &Path) -> Result<String, RecordError> {
@@ -16,10 +16,11 @@ fn csv(metrics: &Path) -> Result<String, RecordError> {
         let line = line?;
         let seconds = line.seconds;
         let validation = line.validation_loss.map(|loss| loss.to_string()).unwrap_or_default();
+        let scale = line.loss_scale.map(|scale| scale.scale.to_string()).unwrap_or_default();
         // Writing to a string cannot fail.
         let _ = writeln!(
             text,
-            "{},{},{},{validation},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}",
+            "{},{},{},{validation},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{scale}",
             line.step,
             line.epoch,
             line.loss,

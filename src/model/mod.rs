@@ -17,6 +17,7 @@ pub use resnet::Resnet;
 
 use crate::config::schema;
 use crate::grad::layout::ParameterSpec;
+use crate::precision::{self, Autocast};
 
 /// One micro-batch. Of a text: token ids, `micro_batch_size × context`, int64, targets shifted by one. Of images:
 /// fp32 pixels, `micro_batch_size × 3 × 32 × 32`, and int64 classes.
@@ -62,9 +63,13 @@ pub trait Model {
 }
 
 /// The model that the configuration describes, for a vocabulary of this size, or this many classes.
-pub fn build(model: &schema::Model, vocabulary: usize) -> Box<dyn Model> {
-    match model.kind {
+pub fn build(model: &schema::Model, precision: schema::Precision, vocabulary: usize) -> Box<dyn Model> {
+    let model: Box<dyn Model> = match model.kind {
         schema::ModelKind::Gpt => Box::new(Gpt::new(model, vocabulary)),
         schema::ModelKind::Resnet => Box::new(Resnet::new(model, vocabulary)),
+    };
+    match precision::format(precision) {
+        None => model,
+        Some(format) => Box::new(Autocast::new(model, format)),
     }
 }

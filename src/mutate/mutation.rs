@@ -233,6 +233,22 @@ pub enum Mutation {
     /// PowerSGD draws its directions anew in every step.
     FreshDirections,
 
+    // Precision
+    /// A resume begins with the first loss scale instead of the checkpoint's.
+    ScaleResetOnResume,
+    /// The norm is that of the scaled gradient, and so is what is clipped by it.
+    ClipBeforeUnscale,
+    /// The last rank does not see that the gradient is not finite, and updates.
+    FoundInfOnOneRank,
+    /// Gradients are added up in bf16 though fp32 is asked for.
+    ReducedInBf16,
+    /// After an overflow the steps before it still count towards the next growth of the loss scale.
+    GrowthCountKept,
+    /// The 16-bit copies of parameters are not made anew after an update.
+    StaleCasts,
+    /// In step 3 one micro-batch's gradient is so large that it overflows in fp16.
+    LossSpike,
+
     // Collectives
     /// The last rank reduces the buckets in the opposite order.
     BucketOrder,

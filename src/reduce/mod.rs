@@ -38,6 +38,8 @@ pub struct Reducer<'a> {
     overwrites: bool,
     /// Whether the strategy brings updated parameters to the other ranks.
     publishes: bool,
+    /// What reduced gradients are multiplied by.
+    unscale: f32,
     state: RefCell<State>,
 }
 
@@ -79,6 +81,7 @@ impl<'a> Reducer<'a> {
             reverses,
             overwrites,
             publishes,
+            unscale: 1.0,
             state: RefCell::new(state),
         })
     }
@@ -86,6 +89,11 @@ impl<'a> Reducer<'a> {
     /// Whether a thread of its own communicates.
     pub fn overlaps(&self) -> bool {
         matches!(self.way, Way::Thread(_))
+    }
+
+    /// From now on reduced gradients are multiplied by this: 1 over the loss scale, before anything looks at them.
+    pub fn unscale_by(&mut self, factor: f32) {
+        self.unscale = factor;
     }
 
     /// A bucket has all gradients of this rank's last micro-batch. It goes, and those that waited for it, when all
@@ -102,7 +110,7 @@ impl<'a> Reducer<'a> {
             let bucket = self.gone;
             let mut sums = accumulator.take(bucket);
             self.overwrite(bucket, &mut sums);
-            let job = Job::Reduce { bucket, sums, update: update(bucket) };
+            let job = Job::Reduce { bucket, sums, unscale: self.unscale, update: update(bucket) };
             self.gone += 1;
             self.ready.push(job);
             if !self.reverses {

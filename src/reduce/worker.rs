@@ -9,6 +9,8 @@ use super::EarlyUpdate;
 use crate::comm::{Comm, CommError};
 use crate::grad::accumulate::PartialSums;
 use crate::grad::flat::Flat;
+use crate::grad::norm;
+use crate::mutate::{Mutation, active};
 use crate::strategy::{Strategy, square_sums};
 use crate::torch::TorchError;
 use crate::trace::{About, Category, Trace};
@@ -30,10 +32,11 @@ impl Tools {
 }
 
 pub enum Job {
-    /// With an update, that follows at once.
+    /// The sum is multiplied by `unscale`; with an update, that follows at once.
     Reduce {
         bucket: usize,
         sums: PartialSums,
+        unscale: f32,
         update: EarlyUpdate,
     },
     Publish {
@@ -68,7 +71,7 @@ impl Desk {
     pub fn execute(&mut self, comm: &dyn Comm, job: Job) -> Result<(Done, Cost), CommError> {
         let sent = comm.bytes_sent();
         let (done, seconds) = match job {
-            Job::Reduce { bucket, sums, update } => self.reduce(comm, bucket, sums, update),
+            Job::Reduce { bucket, sums, unscale, update } => self.reduce(comm, bucket, (sums, unscale), update),
             Job::Publish { bucket, parameters } => self.publish(comm, bucket, parameters),
         }?;
         Ok((done, Cost { seconds, bytes: comm.bytes_sent() - sent }))
@@ -78,7 +81,7 @@ impl Desk {
         &mut self,
         comm: &dyn Comm,
         bucket: usize,
-        mut sums: PartialSums,
+        (mut sums, unscale): (PartialSums, f32),
         update: EarlyUpdate,
     ) -> Result<(Done, f64), CommError> {
         let Tools { strategy, shards, trace, .. } = &mut self.0;
@@ -89,7 +92,11 @@ impl Desk {
         strategy.reduce(comm, bucket, &mut sums)?;
         drop(span);
         let seconds = started.elapsed().as_secs_f64();
-        let square_sums = square_sums(sums.gradient(), &shards[bucket]);
+        let early = active(Mutation::ClipBeforeUnscale).then(|| square_sums(sums.gradient(), &shards[bucket]));
+        // All of it: under DDP every rank has the whole gradient.
+        let whole = 0..sums.gradient().len();
+        norm::scale(sums.gradient_mut().as_mut_slice(), &whole, unscale);
+        let square_sums = early.unwrap_or_else(|| square_sums(sums.gradient(), &shards[bucket]));
         if let Some((update, mut parameters)) = update {
             let _span = trace.communication(Category::Optimizer, "update", about);
             update.apply(&mut parameters, sums.gradient()).map_err(update_failed)?;

@@ -24,6 +24,7 @@ use crate::launch::{Failure, together};
 use crate::model::{self, Initial, Model};
 use crate::mutate::{Mutation, active, strikes};
 use crate::optim::Optimizer;
+use crate::precision::{self, Format, LossScaler};
 use crate::reduce::{Reducer, Tools};
 use crate::strategy::{self, Ownership, Setting};
 use crate::torch::GradientHooks;
@@ -43,6 +44,8 @@ pub struct Session<'a> {
     pub accumulator: Accumulator,
     pub reducer: Reducer<'a>,
     pub optimizer: Optimizer,
+    /// Where the loss is scaled.
+    pub scaler: Option<LossScaler>,
     pub parameters: Parameters,
     /// On the parameters' leaves.
     pub hooks: GradientHooks,
@@ -73,17 +76,18 @@ impl<'a> Session<'a> {
         let sampler =
             Sampler::new(config.run.seed, info.train_samples, batch.micro_batches, batch.micro_batch_size)
                 .map_err(|error| Failure::shared(exit::USAGE, error))?;
-        let model = model::build(&config.model, info.vocabulary as usize);
+        let model = model::build(&config.model, config.precision, info.vocabulary as usize);
         let (specs, initial): (Vec<ParameterSpec>, Vec<_>) = model.parameters().into_iter().unzip();
         let names: Vec<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
         let frozen = model::frozen(&names, &config.model.freeze)
             .map_err(|error| Failure::shared(exit::USAGE, error))?;
-        let ready = probe::ready_order(comm, &*corpus, &*model, &specs, &frozen)?;
+        let ready = probe::ready_order(comm, &*corpus, &*model, config.precision, &specs, &frozen)?;
         let layout = Layout::plan(specs, &frozen, &ready, capacity(&config.parallel));
         let setting = Setting {
             layout: &layout,
             micro_batches: batch.micro_batches,
             reduction: config.parallel.reduction,
+            format: reduce_format(config),
             rank: comm.rank(),
             world_size: comm.size(),
         };
@@ -108,7 +112,7 @@ impl<'a> Session<'a> {
             config,
             comm,
             sampler,
-            accumulator: Accumulator::new(setting.accumulation(), &layout),
+            accumulator: Accumulator::new(setting.accumulation(), &layout).in_format(setting.format),
             micro_batches: setting.micro_batches(),
             hooks: GradientHooks::install(parameters.leaves())?,
             parameters,
@@ -120,6 +124,7 @@ impl<'a> Session<'a> {
             isolated,
             compression,
             optimizer,
+            scaler: precision::scales_loss(config).then(|| LossScaler::new(&config.scaler)),
             trace,
             named_unused: ParameterSet::default(),
             skipped_in_a_row: 0,
@@ -184,6 +189,7 @@ impl<'a> Session<'a> {
             strategy: self.config.parallel.strategy.name().into(),
             updates_left_out: self.updates_left_out(),
             skipped_in_a_row: self.skipped_in_a_row,
+            loss_scale: self.scaler.as_ref().map(LossScaler::state),
         }
     }
 
@@ -205,6 +211,12 @@ impl<'a> Session<'a> {
             *count = state.updates_left_out.get(&spec.name).copied().unwrap_or(0);
         }
         self.skipped_in_a_row = state.skipped_in_a_row;
+        // A checkpoint of a training without a scale leaves the first one.
+        if let (Some(scaler), Some(scale), false) =
+            (&mut self.scaler, state.loss_scale, active(Mutation::ScaleResetOnResume))
+        {
+            scaler.restore(scale);
+        }
         if strikes(Mutation::LoadOnOneRank, comm.rank(), comm.size()) {
             self.parameters.buffers_mut()[0].as_mut_slice().fill(0.0);
         }
@@ -225,6 +237,14 @@ impl<'a> Session<'a> {
         };
         let tensors = self.layout.parameters.iter().map(tensor).collect();
         ModelInfo { parameters: self.layout.elements() as u64, tensors }
+    }
+}
+
+/// The format in which gradients are added up, unless that is fp32.
+fn reduce_format(config: &Config) -> Option<Format> {
+    match active(Mutation::ReducedInBf16) {
+        false => precision::format(config.reduce_dtype),
+        true => Some(Format::Bf16),
     }
 }
 

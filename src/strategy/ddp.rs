@@ -6,7 +6,7 @@ use super::{Setting, Strategy};
 use crate::comm::{Comm, CommError};
 use crate::config::schema::Reduction;
 use crate::grad::accumulate::PartialSums;
-use crate::grad::exchange::{Exchange, all_gather};
+use crate::grad::exchange::Exchange;
 use crate::grad::norm;
 use crate::mutate::{Mutation, active, active_in, strikes};
 
@@ -19,6 +19,7 @@ pub struct Ddp {
 impl Ddp {
     pub fn new(setting: &Setting, shards: Vec<Vec<Range<usize>>>) -> Self {
         let exchange = Exchange::new(setting.micro_batches, setting.rank, setting.world_size);
+        let exchange = exchange.in_format(setting.format);
         Self { shards, reduction: setting.reduction, exchange }
     }
 }
@@ -67,7 +68,7 @@ impl Strategy for Ddp {
                     false => shards,
                     true => &shifted(shards),
                 };
-                all_gather(comm, sums.gradient_mut().as_mut_slice(), gathered)?;
+                self.exchange.gather(comm, sums.gradient_mut().as_mut_slice(), gathered)?;
             }
         }
         let gradient = sums.gradient_mut().as_mut_slice();

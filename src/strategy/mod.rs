@@ -23,6 +23,7 @@ use crate::grad::norm;
 use crate::grad::tree::Accumulation;
 use crate::mutate::{Mutation, active};
 use crate::partition::share;
+use crate::precision::Format;
 
 /// One way to divide an update: what is sent when. It works on one bucket at a time, on the communication thread.
 pub trait Strategy: Send {
@@ -45,6 +46,8 @@ pub struct Setting<'a> {
     pub layout: &'a Layout,
     pub micro_batches: usize,
     pub reduction: Reduction,
+    /// In which gradients are added up, unless that is fp32.
+    pub format: Option<Format>,
     pub rank: usize,
     pub world_size: usize,
 }

@@ -26,7 +26,8 @@ impl Zero1 {
             rank: setting.rank,
             shards,
             reduction: setting.reduction,
-            exchange: Exchange::new(setting.micro_batches, setting.rank, setting.world_size),
+            exchange: Exchange::new(setting.micro_batches, setting.rank, setting.world_size)
+                .in_format(setting.format),
             scratch: Vec::new(),
         }
     }

@@ -1,9 +1,11 @@
 //! The few parts of libtorch that tch does not wrap, behind safe functions.
 
 mod allocator;
+mod autocast;
 mod hooks;
 
 pub use allocator::keep_freed_memory;
+pub use autocast::Autocast;
 pub use hooks::GradientHooks;
 
 use std::ffi::{CStr, c_char, c_void};
@@ -45,6 +47,8 @@ unsafe extern "C" {
     fn lockstep_gelu_tanh(x: *mut C_tensor, result: *mut *mut C_tensor) -> bool;
     #[cfg(test)]
     fn lockstep_gelu_is_fast() -> bool;
+    fn lockstep_autocast_enter(half: bool) -> bool;
+    fn lockstep_autocast_leave(keep_casts: bool) -> bool;
     fn lockstep_set_deterministic(deterministic: bool) -> bool;
     fn lockstep_cpu_capability() -> *const c_char;
     fn lockstep_torch_config() -> *const c_char;

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
 #include <ATen/Version.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
@@ -108,6 +109,23 @@ bool lockstep_gelu_tanh(at::Tensor* x, at::Tensor** result) {
 }
 
 bool lockstep_gelu_is_fast() { return lockstep_gelu_is_ours(); }
+
+// torch.autocast("cpu", dtype): bfloat16, or float16 if `half`. Of the calling thread, until `lockstep_autocast_leave`.
+bool lockstep_autocast_enter(bool half) {
+  return guarded([&] {
+    at::autocast::set_autocast_dtype(at::kCPU, half ? at::kHalf : at::kBFloat16);
+    at::autocast::set_autocast_enabled(at::kCPU, true);
+    at::autocast::increment_nesting();
+  });
+}
+
+// The casts of parameters are dropped with the outermost autocast, as in Python.
+bool lockstep_autocast_leave(bool keep_casts) {
+  return guarded([&] {
+    at::autocast::set_autocast_enabled(at::kCPU, false);
+    if (at::autocast::decrement_nesting() == 0 && !keep_casts) at::autocast::clear_cache();
+  });
+}
 
 bool lockstep_set_deterministic(bool deterministic) {
   return guarded([&] {

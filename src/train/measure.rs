@@ -1,6 +1,6 @@
 //! What a step leaves in the record.
 
-use lockstep_record::{Digest, DigestLine, Phase, Real, StepLine};
+use lockstep_record::{Digest, DigestLine, LossScale, Phase, Real, StepLine};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -80,12 +80,16 @@ pub fn number_digests(
     update: &Numbers,
     due: bool,
 ) -> Result<Vec<DigestLine>, Failure> {
-    let Numbers { gradient_norm, clip, rate } = *update;
-    let all = [
+    let Numbers { gradient_norm, clip, rate, found_inf } = *update;
+    let mut all = vec![
         (Phase::Norm, "gradient_norm", gradient_norm),
         (Phase::Norm, "clip_coefficient", f64::from(clip)),
         (Phase::Schedule, "learning_rate", rate),
     ];
+    // Where the loss is scaled, finding one is no accident, and ranks that disagree part.
+    if session.scaler.is_some() {
+        all.insert(2, (Phase::Norm, "found_inf", f64::from(u8::from(found_inf))));
+    }
     if due { Ok(numbers(session.comm, step, &all)?) } else { Ok(Vec::new()) }
 }
 
@@ -132,6 +136,8 @@ pub struct Numbers {
     pub gradient_norm: f64,
     pub clip: f32,
     pub rate: f64,
+    /// Whether the gradient was not finite, so that the update is left out.
+    pub found_inf: bool,
 }
 
 /// What each rank tells the others at the end of a step.
@@ -206,6 +212,8 @@ pub struct Measured {
     pub validation_loss: Option<f64>,
     /// Why the update was left out, if it was.
     pub skipped_for: Option<String>,
+    /// Before this step adjusted it.
+    pub loss_scale: Option<LossScale>,
     /// Parameters that the whole step left unused and the update therefore left out.
     pub unused_parameters: usize,
 }
@@ -233,6 +241,7 @@ impl Measured {
             learning_rate: Real(self.numbers.rate),
             validation_loss: self.validation_loss.map(Real),
             skipped_for: self.skipped_for.clone(),
+            loss_scale: self.loss_scale,
             unused_parameters: self.unused_parameters as u64,
             tokens,
             tokens_per_second: Real(tokens as f64 / seconds.total),

@@ -21,6 +21,7 @@ use crate::launch::{Failure, StopRequest};
 use crate::metrics::{Progress, Recorder};
 use crate::mutate::{self, Mutation, active};
 use crate::perturb;
+use crate::precision::LossScaler;
 use crate::session::Session;
 use crate::strategy::gather_square_sums;
 use crate::trace::{About, Category};
@@ -100,6 +101,7 @@ pub fn run(
         planted::change_gradient(session, step);
         let sums = gather_square_sums(session.comm, &session.ownership, &sums)?;
         let (norms, gradient_norm) = norm::norms(&session.layout, &sums);
+        let loss_scale = session.scaler.as_ref().map(LossScaler::state);
         let skipped_for = step::refuse_non_finite(session, step, &norms)?;
         let unused = step::unused_parameters(session, step, &local.usage)?;
 
@@ -109,7 +111,8 @@ pub fn run(
 
         watch.enter(Category::Optimizer, About::default());
         let clip = norm::clip_coefficient(gradient_norm, session.config.optim.clip_norm);
-        let numbers = Numbers { gradient_norm, clip, rate: step::rate(session.config, step) };
+        let rate = step::rate(session.config, step);
+        let numbers = Numbers { gradient_norm, clip, rate, found_inf: skipped_for.is_some() };
         let numbers = planted::numbers(session, &norms, numbers);
         match skipped_for {
             None => step::update(session, step, &numbers, &unused)?,
@@ -133,6 +136,7 @@ pub fn run(
             numbers,
             validation_loss,
             skipped_for,
+            loss_scale,
             unused_parameters: unused.len(),
         };
         let line = measured.line(session, &seen, &mut watch)?;

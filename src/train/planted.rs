@@ -69,9 +69,16 @@ pub fn scale(step: u64, micro_batch: usize, loss: Tensor) -> Tensor {
         active(Mutation::NanGradient) && matches!(step, 3 | 4) || active(Mutation::NanGradients) && step >= 3;
     match () {
         () if nan && micro_batch == 1 => loss * f64::NAN,
+        // Finite in fp32: what it meets in fp16 overflows.
+        () if active(Mutation::LossSpike) && step == 3 && micro_batch == 1 => loss * 1e12,
         () if active(Mutation::UnscaledTwice) => loss / 65536.0,
         () => loss,
     }
+}
+
+/// Whether this rank does not see that another's gradient is not finite.
+pub fn overlooks(session: &Session) -> bool {
+    struck(session, Mutation::FoundInfOnOneRank)
 }
 
 /// The parameter whose gradient does not arrive.

@@ -18,12 +18,9 @@ use crate::metrics::Fingerprint;
 use crate::model::Dropout;
 use crate::optim::learning_rate;
 use crate::perturb;
+use crate::precision::{self, LossScaler, SKIPPED_IN_A_ROW_MAX, Verdict, verdict};
 use crate::session::Session;
 use crate::trace::{About, Category};
-
-/// Steps that may be skipped one after the other. A loss scale or a spike that a schedule recovers from is over sooner;
-/// parameters that are spoilt are not, and every further step would be wasted.
-const SKIPPED_IN_A_ROW_MAX: u64 = 10;
 
 /// What this rank's micro-batches yielded, in micro-batch order.
 #[derive(Default)]
@@ -53,6 +50,7 @@ pub fn forward_backward(
     watch: &mut Stopwatch,
 ) -> Result<Local, Failure> {
     planted::begin(session, step);
+    session.reducer.unscale_by(session.scaler.as_ref().map_or(1.0, LossScaler::inverse));
     let mut local = Local::default();
     let record = digests_due && session.config.record.local_gradients;
     let tokens = planted::tokens(session, session.tokens() as f64);
@@ -76,6 +74,10 @@ pub fn forward_backward(
         let loss = session.model.loss(&session.weights(), &batch, Some(&dropout))?.f_div_scalar(tokens)?;
         local.losses.push(loss.f_double_value(&[])?);
         watch.enter(Category::Backward, About::micro_batch(micro_batch));
+        let loss = match &session.scaler {
+            None => loss,
+            Some(scaler) => loss.f_mul_scalar(f64::from(scaler.scale()))?,
+        };
         let loss = planted::scale(step, micro_batch, loss);
         let mut gradients = capture.is_some().then(Vec::new);
         let prints =
@@ -97,10 +99,11 @@ pub fn forward_backward(
 }
 
 /// Whether a bucket is updated as soon as it is reduced: nothing needs to know the whole gradient first. A norm that is
-/// not finite still ends the run, and with it what was updated.
+/// not finite still ends the run, and with it what was updated; where the loss is scaled, it is an everyday event.
 fn updates_early(config: &Config) -> bool {
     config.optim.clip_norm.is_none()
         && config.optim.non_finite == NonFinite::Stop
+        && !precision::scales_loss(config)
         && config.parallel.unused_parameters != UnusedParameters::Detect
 }
 
@@ -118,6 +121,12 @@ fn backward(
     let rate = rate(session.config, step);
     let lost = planted::lost_hook(session, step);
     let (sketched, micro_batch) = (session.config.record.sketches, session.micro_batches.start + position);
+    let inverse = session.scaler.as_ref().map(LossScaler::inverse);
+    // What is recorded is the loss's own gradient, as the reduced one is.
+    let unscaled = |gradient: &Tensor| match inverse {
+        None => gradient.shallow_clone(),
+        Some(inverse) => gradient * f64::from(inverse),
+    };
     let Session { hooks, accumulator, reducer, layout, optimizer, parameters, perturbation, .. } = session;
     let (none, perturbation) = (ParameterSet::default(), *perturbation);
     let update = |bucket: usize| {
@@ -128,10 +137,10 @@ fn backward(
     accumulator.begin(layout, position);
     let mut add = |accumulator: &mut Accumulator, index: usize, gradient: Tensor| {
         if let Some(print) = prints.get_mut(index) {
-            *print = Some(Fingerprint::of(flat::elements(&gradient), sketched));
+            *print = Some(Fingerprint::of(flat::elements(&unscaled(&gradient)), sketched));
         }
         if let Some(captured) = captured.as_deref_mut() {
-            captured.push((index, gradient.shallow_clone()));
+            captured.push((index, unscaled(&gradient)));
         }
         let gradient = match &perturbation {
             None => gradient,
@@ -180,10 +189,17 @@ pub fn unused_parameters(session: &mut Session, step: u64, usage: &Usage) -> Res
     Ok(unused)
 }
 
-/// Keeps a gradient that is not finite from the parameters. All ranks know the norms and decide alike: to end, or to
-/// leave out this update, and then the tensor that is the reason is returned.
+/// Keeps a gradient that is not finite from the parameters. All ranks know the norms of all shards and decide alike: to end, or
+/// to leave out this update, and then the tensor that is the reason is returned. The loss scale follows.
 pub fn refuse_non_finite(session: &mut Session, step: u64, norms: &[f64]) -> Result<Option<String>, Failure> {
-    let Some(index) = norms.iter().position(|norm| !norm.is_finite()) else {
+    let found = norms.iter().position(|norm| !norm.is_finite()).filter(|_| !planted::overlooks(session));
+    let scale = session.scaler.as_ref().map(LossScaler::scale);
+    let policy = session.config.optim.non_finite;
+    let verdict = verdict(found.is_none(), scale, policy, session.skipped_in_a_row);
+    if let Some(scaler) = &mut session.scaler {
+        scaler.update(found.is_none());
+    }
+    let Some(index) = found else {
         session.skipped_in_a_row = 0;
         return Ok(None);
     };
@@ -191,21 +207,28 @@ pub fn refuse_non_finite(session: &mut Session, step: u64, norms: &[f64]) -> Res
     let fault = format!("step {step}: the gradient of {name} is not finite (norm {})", norms[index]);
     let remedy = "With a lower optim.lr, or with optim.clip_norm, go on from the last checkpoint in a new run directory: \
                   --run-dir NEW --resume CHECKPOINT";
-    if session.config.optim.non_finite == NonFinite::Stop {
-        return Err(Failure::shared(
-            exit::INTERNAL,
-            format!("{fault}; the step is lost, and nothing of it was saved. {remedy}"),
-        ));
-    }
-    session.skipped_in_a_row += 1;
-    if session.skipped_in_a_row >= SKIPPED_IN_A_ROW_MAX {
-        let count = session.skipped_in_a_row;
-        let message =
-            format!("{fault}, and so it was in {count} steps in a row, which were skipped. {remedy}");
-        return Err(Failure::shared(exit::INTERNAL, message));
-    }
+    let what = match verdict {
+        Verdict::Stop => {
+            let message = format!("{fault}; the step is lost, and nothing of it was saved. {remedy}");
+            return Err(Failure::shared(exit::INTERNAL, message));
+        }
+        Verdict::GiveUp => {
+            let count = SKIPPED_IN_A_ROW_MAX;
+            let message =
+                format!("{fault}, and so it was in {count} steps in a row, which were skipped. {remedy}");
+            return Err(Failure::shared(exit::INTERNAL, message));
+        }
+        Verdict::Skip | Verdict::Update => {
+            session.skipped_in_a_row += 1;
+            "the update is skipped".to_owned()
+        }
+        Verdict::Rescale => {
+            let scale = session.scaler.as_ref().map_or(1.0, LossScaler::scale);
+            format!("the update is skipped, and the loss scale is now {scale}")
+        }
+    };
     if session.comm.rank() == 0 {
-        tracing::warn!("{fault}; the update is skipped");
+        tracing::warn!("{fault}; {what}");
     }
     Ok(Some(name))
 }

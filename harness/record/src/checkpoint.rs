@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Digest;
+use crate::{Digest, Real};
 
 /// A checkpoint exists once its folder has this file: it is written last, and the folder gets its final name
 /// after that.
@@ -39,6 +39,18 @@ pub struct TrainingState {
     /// Steps up to this one that were skipped one after the other, because the gradient was not finite.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped_in_a_row: u64,
+    /// Where the loss is scaled: what the next step begins with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
+}
+
+/// A dynamic loss scale between two steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LossScale {
+    /// What the next step's loss is multiplied by before backward.
+    pub scale: Real,
+    /// Steps with a finite gradient since the scale last changed: after enough of them it grows.
+    pub finite_steps: u64,
 }
 
 fn is_zero(count: &u64) -> bool {

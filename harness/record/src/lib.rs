@@ -39,7 +39,7 @@ mod trace;
 pub use capture::{
     CaptureGroup, CaptureManifest, CapturedBucket, CapturedMicroBatch, CapturedSlot, CapturedTensor,
 };
-pub use checkpoint::{CheckpointFile, CheckpointManifest, Piece, TensorEntry, TrainingState};
+pub use checkpoint::{CheckpointFile, CheckpointManifest, LossScale, Piece, TensorEntry, TrainingState};
 pub use digest::{BLOCK_BYTES, BLOCK_ELEMENTS, Digest, TensorDigester, block_digests, tensor_digest};
 pub use files::{open_plain_file, refuse_link};
 pub use flight::{Channel, FLIGHT_LINES_MAX, FlightLine, FlightState};

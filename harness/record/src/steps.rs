@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, Real, Sketch};
+use crate::{Digest, LossScale, Real, Sketch};
 
 /// One line of `metrics.jsonl`: a finished step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,6 +32,9 @@ pub struct StepLine {
     /// Parameters that no micro-batch of the step used, and that were therefore not updated.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub unused_parameters: u64,
+    /// Where the loss is scaled: the scale of this step, before it was adjusted. All other numbers are those of the loss itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
     /// Targets in the global batch: tokens of a text, or images.
     pub tokens: u64,
     /// Of rank 0's wall-clock time; not part of any comparison.

@@ -92,6 +92,7 @@ fn files_only(manifest: &CaptureManifest) -> CheckpointManifest {
         strategy: manifest.strategy.clone(),
         updates_left_out: Default::default(),
         skipped_in_a_row: 0,
+        loss_scale: None,
     };
     let files = manifest.files.clone();
     CheckpointManifest { record_version: manifest.record_version, state, files, tensors: Vec::new() }

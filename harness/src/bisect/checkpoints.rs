@@ -210,7 +210,7 @@ fn majority<'a>(lines: &'a [DigestLine], name: &str) -> Option<&'a DigestLine> {
     wanted.rev().max_by_key(|line| rank_count(&line.ranks))
 }
 
-fn facts(state: &TrainingState) -> [(&'static str, String); 8] {
+fn facts(state: &TrainingState) -> [(&'static str, String); 9] {
     [
         ("step", state.step.to_string()),
         ("seed", state.seed.to_string()),
@@ -220,5 +220,6 @@ fn facts(state: &TrainingState) -> [(&'static str, String); 8] {
         ("data_digest", state.data_digest.clone()),
         ("updates_left_out", format!("{:?}", state.updates_left_out)),
         ("skipped_in_a_row", state.skipped_in_a_row.to_string()),
+        ("loss_scale", format!("{:?}", state.loss_scale)),
     ]
 }

@@ -332,6 +332,9 @@ impl Finding {
             Phase::Forward if tensor == "validation_loss" => {
                 "look at the evaluation: its samples, its scale, and whether it sees the updated parameters".to_owned()
             }
+            Phase::Forward if tensor == "loss_scale" => {
+                "look at the loss scaler: what a checkpoint keeps of it, and what it counts towards its growth".to_owned()
+            }
             Phase::Forward if tensor == "loss" => "look at how the micro-batches' losses are summed".to_owned(),
             Phase::Forward if self.began_earlier() => {
                 "look at the steps since then: parameters were not compared in between".to_owned()
@@ -346,6 +349,9 @@ impl Finding {
                     .to_owned()
             }
             Phase::ReducedGradient => format!("look at the accumulation and the reduction{bucket}"),
+            Phase::Norm if tensor == "found_inf" => {
+                "look at how the ranks agree that a gradient is not finite: every shard counts for every rank".to_owned()
+            }
             Phase::Norm if self.unknown.contains(&Phase::ReducedGradient) => {
                 "look at the gradient first: no digests of it were recorded".to_owned()
             }

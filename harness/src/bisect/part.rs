@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use lockstep_record::{DigestLine, Phase as Recorded, RankRange, Real, StepLine};
+use lockstep_record::{DigestLine, LossScale, Phase as Recorded, RankRange, Real, StepLine};
 
 use super::finding::Phase;
 use super::steps::StepRecord;
-use crate::compare::{Format, Scalar, Value};
+use crate::compare::{Format, Scalar, Value, scale_text};
 
 /// The first phase in which two records of a step part.
 #[derive(Clone, Debug, PartialEq)]
@@ -141,6 +141,11 @@ fn losses(pair: Pair) -> Compared {
         }
     }
     items.extend(number("loss", golden.loss, candidate.loss, Format::F64));
+    // It multiplies the loss before backward, and no loss depends on it.
+    if golden.loss_scale != candidate.loss_scale {
+        let text = |scale: Option<LossScale>| Value::optional(scale.map(scale_text));
+        items.push(Item::new("loss_scale", text(golden.loss_scale), text(candidate.loss_scale)));
+    }
     Some(items)
 }
 
@@ -375,11 +380,15 @@ mod tests {
 
     /// In the order of events: what spoils one thing, and what must be said then.
     type Spoil = fn(&mut StepRecord);
-    const SPOILS: [(Phase, &str, Spoil); 11] = [
+    const SPOILS: [(Phase, &str, Spoil); 12] = [
         (Phase::Data, "sample ids", |record| record.samples.as_mut().unwrap().micro_batches[3][0] = 99),
         (Phase::Data, "epoch", |record| record.metrics.as_mut().unwrap().epoch = 1),
         (Phase::Forward, "the loss", |record| {
             record.metrics.as_mut().unwrap().micro_batch_losses[2] = Real(1.0)
+        }),
+        (Phase::Forward, "loss_scale", |record| {
+            record.metrics.as_mut().unwrap().loss_scale =
+                Some(LossScale { scale: Real(1024.0), finite_steps: 0 });
         }),
         (Phase::LocalGradient, "b", |record| digest(record, Recorded::LocalGradient, "b")),
         (Phase::ReducedGradient, "b", |record| digest(record, Recorded::ReducedGradient, "b")),

@@ -93,6 +93,7 @@ fn compare_state(check: &mut Check, step: u64, golden: &Checkpoint, candidate: &
         ("data_digest", left.data_digest.clone(), right.data_digest.clone()),
         ("updates_left_out", format!("{:?}", left.updates_left_out), format!("{:?}", right.updates_left_out)),
         ("skipped_in_a_row", left.skipped_in_a_row.to_string(), right.skipped_in_a_row.to_string()),
+        ("loss_scale", format!("{:?}", left.loss_scale), format!("{:?}", right.loss_scale)),
     ];
     for (what, left, right) in facts {
         check.same(&left, &right, || {

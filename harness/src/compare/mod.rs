@@ -25,7 +25,7 @@ pub use config::{compare_manifests, config_digest};
 pub use difference::{Check, Difference, Event, Place, Verdict, rank_text};
 pub use digests::compare_digests;
 pub use join::{Join, Stepped, by_step, in_order};
-pub use steps::{compare_metrics, compare_samples};
+pub use steps::{compare_metrics, compare_samples, scale_text};
 pub(crate) use tensors::dtype;
 pub use tensors::{Checkpoint, TensorStream, blake3_of};
 pub use values::{Format, Mode, Scalar, Tolerance, Value, Worst};

@@ -1,6 +1,6 @@
 //! Samples and metrics, step by step.
 
-use lockstep_record::{Real, SampleLine, StepLine};
+use lockstep_record::{LossScale, Real, SampleLine, StepLine};
 
 use super::bars::{Bars, Subject, Uncovered};
 use super::difference::{Check, Difference, Event, Place};
@@ -82,6 +82,11 @@ pub fn compare_metrics(
     Ok(Metrics { steps, checks: columns.into_checks() })
 }
 
+/// `65536 after 3 finite steps`
+pub fn scale_text(scale: LossScale) -> String {
+    format!("{} after {} finite steps", scale.scale, scale.finite_steps)
+}
+
 /// One check per column of the metrics.
 struct Columns<'a> {
     bars: Bars<'a>,
@@ -90,6 +95,7 @@ struct Columns<'a> {
     position: Check,
     micro_batch_losses: Check,
     losses: Check,
+    loss_scales: Check,
     gradient_norms: Check,
     clip_coefficients: Check,
     learning_rates: Check,
@@ -106,6 +112,7 @@ impl<'a> Columns<'a> {
             position: Check::new("epoch and tokens"),
             micro_batch_losses: Check::new("micro-batch losses"),
             losses: Check::new("losses"),
+            loss_scales: Check::new("loss scales"),
             gradient_norms: Check::new("gradient norms"),
             clip_coefficients: Check::new("clip coefficients"),
             learning_rates: Check::new("learning rates"),
@@ -115,11 +122,14 @@ impl<'a> Columns<'a> {
     }
 
     fn into_checks(self) -> Vec<Check> {
-        let Self { presence, position, micro_batch_losses, mut losses, uncovered, .. } = self;
+        let Self { presence, position, micro_batch_losses, mut losses, loss_scales, uncovered, .. } = self;
         losses.note = uncovered.text();
         let rest = [self.gradient_norms, self.clip_coefficients, self.learning_rates];
         let last = [self.parameter_norms, self.validation_losses];
-        [presence, position, micro_batch_losses, losses].into_iter().chain(rest).chain(last).collect()
+        // Most trainings have none.
+        let scales = (loss_scales.compared > 0).then_some(loss_scales);
+        let first = [presence, position, micro_batch_losses, losses].into_iter().chain(scales);
+        first.chain(rest).chain(last).collect()
     }
 
     fn compare(&mut self, golden: &StepLine, candidate: &StepLine) {
@@ -134,6 +144,7 @@ impl<'a> Columns<'a> {
         self.compare_micro_batches(golden, candidate);
         let values = |field: fn(&StepLine) -> Real| (field(golden), field(candidate));
         self.column(step, Event::Forward, "loss", values(|line| line.loss));
+        self.compare_scales(golden, candidate);
         self.column(step, Event::Norm, "gradient_norm", values(|line| line.gradient_norm));
         self.column(step, Event::Norm, "clip_coefficient", values(|line| line.clip_coefficient));
         self.column(step, Event::Optimizer, "learning_rate", values(|line| line.learning_rate));
@@ -156,6 +167,18 @@ impl<'a> Columns<'a> {
             _ => &mut self.validation_losses,
         };
         check.reals(mode, values, Format::F64, || Place::at(step, event, name));
+    }
+
+    /// Exactly, whatever the mode: a scale is no result of rounding.
+    fn compare_scales(&mut self, golden: &StepLine, candidate: &StepLine) {
+        let (left, right) = (golden.loss_scale, candidate.loss_scale);
+        if left.is_none() && right.is_none() {
+            return;
+        }
+        let scale = |side: Option<LossScale>| Value::optional(side.map(scale_text));
+        self.loss_scales.same(&left, &right, || {
+            Difference::new(Place::at(golden.step, Event::Forward, "loss_scale"), scale(left), scale(right))
+        });
     }
 
     fn compare_micro_batches(&mut self, golden: &StepLine, candidate: &StepLine) {

@@ -151,6 +151,7 @@ fn metrics(step: u64) -> StepLine {
         validation_loss: (step == STEPS).then(|| 4.5.into()),
         skipped_for: None,
         unused_parameters: 0,
+        loss_scale: None,
         tokens: 2048,
         tokens_per_second: 1.0.into(),
         seconds: Default::default(),
@@ -236,6 +237,7 @@ fn write_checkpoint(folder: &Path, run: &Run) {
         strategy: "ddp".into(),
         updates_left_out: Default::default(),
         skipped_in_a_row: 0,
+        loss_scale: None,
     };
     write_manifest(
         folder,

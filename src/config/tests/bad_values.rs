@@ -86,7 +86,22 @@ fn types_and_bounds() {
         ("schedule.final_fraction=1.5", "found 1.5; give a number from 0 to 1"),
         ("checkpoint.keep=0", "found 0; give a whole number from 1"),
         ("evaluate.micro_batches=0", "found 0; give a whole number from 1 to 1048576"),
-        ("precision=fp16", "found \"fp16\"; give fp32"),
+        ("precision=fp8", "found \"fp8\"; did you mean fp16? It takes fp32 | bf16 | fp16"),
+        ("precision=half", "found \"half\"; give fp32 | bf16 | fp16"),
+        ("reduce_dtype=null", "found null; give fp32 | bf16 | fp16"),
+        ("scaler.enabled=true", "found true; give auto | never"),
+        ("scaler.init_scale=0", "found 0; give a number from 1e-30 to 1e+30"),
+        ("scaler.init_scale=-65536", "found -65536; give a number from 1e-30 to 1e+30"),
+        (
+            "scaler.init_scale=.nan",
+            "found .nan, which is not a finite number; give a number from 1e-30 to 1e+30",
+        ),
+        ("scaler.growth_factor=1", "found 1; give a number above 1 to 1000000"),
+        ("scaler.growth_factor=0.5", "found 0.5; give a number above 1 to 1000000"),
+        ("scaler.backoff_factor=1", "found 1; give a number from 1e-6 below 1"),
+        ("scaler.backoff_factor=0", "found 0; give a number from 1e-6 below 1"),
+        ("scaler.growth_interval=0", "found 0; give a whole number from 1"),
+        ("scaler.growth_interval=1.5", "found 1.5; give a whole number from 1"),
     ];
     for (set, expected) in cases {
         let key = set.split('=').next().unwrap();
@@ -154,6 +169,30 @@ fn problems_of_several_fields_name_the_value_that_is_to_change() {
          embedded base.yaml:<line>: evaluate.every: there is nothing to evaluate on: data.validation_fraction is 0; set it \
          to 0, or keep some data for validation"
     );
+}
+
+#[test]
+fn precisions_that_do_not_fit_the_rest() {
+    let refused = |sets: &[&str]| Folder::new(&[]).error(&[], sets);
+    assert_eq!(
+        refused(&["scaler.init_scale=1024"]),
+        "--set scaler.init_scale=1024: scaler.init_scale: under precision: fp32 the loss is not scaled; leave the section \
+         `scaler` as it is, or set precision: fp16"
+    );
+    assert!(refused(&["precision=bf16", "scaler.enabled=never"]).contains("scaler.enabled: under precision: bf16"));
+    assert_eq!(
+        refused(&["reduce_dtype=bf16", "parallel.reduction=native"]),
+        "--set reduce_dtype=bf16: reduce_dtype: the library (parallel.reduction: native) cannot add in bf16; choose \
+         reduction: ordered, or reduce_dtype: fp32"
+    );
+    let both = refused(&["reduce_dtype=fp16", "parallel.compression=powersgd"]);
+    assert!(both.contains("choose compression: none, or reduce_dtype: fp32"), "{both}");
+    let scaled = refused(&["precision=fp16", "parallel.compression=bf16"]);
+    assert!(scaled.contains("whose loss scale may be another; choose compression: none"), "{scaled}");
+    let accepted = |sets: &[&str]| Folder::new(&[]).load(&[], sets).unwrap().validate();
+    assert_eq!(accepted(&["precision=fp16", "scaler.init_scale=1024", "reduce_dtype=fp16"]), Ok(()));
+    assert_eq!(accepted(&["precision=fp16", "scaler.enabled=never", "parallel.compression=bf16"]), Ok(()));
+    assert_eq!(accepted(&["precision=bf16", "reduce_dtype=bf16"]), Ok(()));
 }
 
 #[test]

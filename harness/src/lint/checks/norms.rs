@@ -45,7 +45,8 @@ fn whole(context: &Context, step: &StepFacts, phase: Phase, norm: Option<f64>, n
 /// without the others (the triangle inequality): a sum over too many ranks or too few breaks that.
 pub fn triangle(context: &Context, _: Option<&StepFacts>, step: &StepFacts) -> Looked {
     let mut looked = Looked::default();
-    let exact = context.segment(step.step).is_some_and(|segment| segment.compression.is_none());
+    let whole = context.manifest.config.get("reduce_dtype").is_none_or(|dtype| dtype == "fp32");
+    let exact = whole && context.segment(step.step).is_some_and(|segment| segment.compression.is_none());
     let mut local: HashMap<&str, Vec<f64>> = HashMap::new();
     for line in step.tensors(Phase::LocalGradient) {
         local.entry(line.tensor.as_str()).or_default().push(line.norm.0);

@@ -30,7 +30,7 @@ pub fn finite(_: &Context, _: Option<&StepFacts>, step: &StepFacts) -> Looked {
         }
     }
     for line in &step.digests {
-        if skipped && matches!(line.phase, Phase::LocalGradient | Phase::ReducedGradient) {
+        if skipped && matches!(line.phase, Phase::LocalGradient | Phase::ReducedGradient | Phase::Norm) {
             continue;
         }
         looked.holds(line.norm.0.is_finite(), || {
