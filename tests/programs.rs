@@ -18,4 +18,5 @@ mod parsers;
 mod resume;
 mod tolerance;
 mod tune;
+mod vla;
 mod zoo;
