@@ -17,6 +17,10 @@ pub enum Purpose {
     LayerDrop = 6,
     PowerSgd = 7,
     Perturbation = 8,
+    /// Episodes of the simulated arm.
+    Episode = 9,
+    FlowNoise = 10,
+    FlowTimes = 11,
 }
 
 /// An endless sequence of random numbers: element `i` depends on these fields and `i` alone. Streams of which any
@@ -114,6 +118,21 @@ impl Stream {
     /// The seed is the perturbation's, not the run's.
     pub fn perturbation(seed: u64, parameter: u32, micro_batch: u32, step: u32) -> Self {
         Self { seed, purpose: Purpose::Perturbation, a: parameter, b: micro_batch, c: step }
+    }
+
+    /// How episode `id` of a simulated arm begins.
+    pub fn episode(seed: u64, id: u32) -> Self {
+        Self { seed, purpose: Purpose::Episode, a: 0, b: id, c: 0 }
+    }
+
+    /// What the flows of one sample's actions begin with, in one epoch.
+    pub fn flow_noise(seed: u64, id: u32, epoch: u32) -> Self {
+        Self { seed, purpose: Purpose::FlowNoise, a: 0, b: id, c: epoch }
+    }
+
+    /// Where on their way one sample's flows are looked at, in one epoch.
+    pub fn flow_times(seed: u64, id: u32, epoch: u32) -> Self {
+        Self { seed, purpose: Purpose::FlowTimes, a: 0, b: id, c: epoch }
     }
 
     /// Uniform 32-bit numbers: elements `0..out.len()`.

@@ -50,6 +50,9 @@ fn right_resumes_have_no_finding() {
 /// Settings under which less is recorded, or other numbers.
 #[test]
 fn right_runs_of_other_settings_have_no_finding() {
+    let folder = tempfile::tempdir().unwrap();
+    Launch::of("configs/vla-tiny.yaml", 3).zero1().run(folder.path()).ok();
+    assert_eq!(found(folder.path()), [""; 0], "vla");
     let settings: [&[&str]; 9] = [
         &["optim.kind=sgd", "optim.lr=0.05"],
         &["model.dropout=0", "optim.clip_norm=null"],

@@ -19,4 +19,5 @@ mod precision;
 mod resume;
 mod tolerance;
 mod tune;
+mod vla;
 mod zoo;

@@ -4,17 +4,20 @@ use std::fmt::Write;
 
 use lockstep_record::{Outcome, RunDir};
 
+use crate::data::Split;
+use crate::launch::Failure;
 use crate::partition::share;
 use crate::session::Session;
 use crate::train::Ending;
 
 /// Everything that the configuration, the data and the world decide.
-pub fn describe(session: &Session) -> String {
+pub fn describe(session: &Session) -> Result<String, Failure> {
     let (config, comm, data) = (session.config, session.comm, session.corpus.info());
     let batch = &config.batch;
     let global_batch = batch.micro_batches * batch.micro_batch_size;
     let most = share(batch.micro_batches, comm.size(), 0).len();
     let least = share(batch.micro_batches, comm.size(), comm.size() - 1).len();
+    let targets = targets(session)?;
     let mut text = String::new();
     // Writing to a string cannot fail.
     let mut row = |name: &str, value: String| {
@@ -55,12 +58,7 @@ pub fn describe(session: &Session) -> String {
     row("tokenizer", format!("{} with {} tokens", data.tokenizer, data.vocabulary));
     row(
         "step",
-        format!(
-            "{} micro-batches of {} samples: {} tokens",
-            batch.micro_batches,
-            batch.micro_batch_size,
-            session.tokens()
-        ),
+        format!("{} micro-batches of {} samples: {targets}", batch.micro_batches, batch.micro_batch_size),
     );
     row(
         "per rank",
@@ -72,7 +70,20 @@ pub fn describe(session: &Session) -> String {
     );
     let epochs = (config.schedule.steps as f64 * global_batch as f64) / data.train_samples.max(1) as f64;
     row("schedule", format!("{} steps, {epochs:.2} epochs", config.schedule.steps));
-    text + "dry run: no step was taken and nothing was written\n"
+    Ok(text + "dry run: no step was taken and nothing was written\n")
+}
+
+/// What there is to predict in the first step; only with several losses do steps differ in it.
+fn targets(session: &Session) -> Result<String, Failure> {
+    let counts = session.targets(Split::Train, &session.sampler.clone().step(1).micro_batches)?;
+    let terms = session.model.terms();
+    Ok(match counts.as_slice() {
+        [tokens] => format!("{tokens} tokens"),
+        _ => {
+            let each = terms.iter().zip(&counts).map(|(term, count)| format!("{count} ({})", term.name));
+            format!("in the first step {} targets", each.collect::<Vec<_>>().join(" and "))
+        }
+    })
 }
 
 /// What is computed, kept and added up in which format.

@@ -81,7 +81,7 @@ fn run(comm: &dyn Comm, resolved: &Resolved, arguments: &Train) -> Result<i32, F
     session.perturbation = arguments.perturb;
     if arguments.dry_run {
         if comm.rank() == 0 {
-            print!("{}", plan::describe(&session));
+            print!("{}", plan::describe(&session)?);
         }
         return Ok(exit::OK);
     }

@@ -61,7 +61,7 @@ pub struct Model {
     /// Transformer blocks; for `resnet`: residual blocks in each stage.
     #[schemars(range(min = 1, max = 65_536))]
     pub layers: usize,
-    /// Attention heads; they divide `model.width` (`gpt` only).
+    /// Attention heads; they divide `model.width` (not for `resnet`).
     #[schemars(range(min = 1, max = 65_536))]
     pub heads: usize,
     /// Width of the residual stream; for `resnet`: channels of the first stage, a multiple of 8, doubled at each
@@ -74,15 +74,27 @@ pub struct Model {
     /// Tokens in a sequence: the fixed maximum length (`gpt` only).
     #[schemars(range(min = 1, max = 1_048_576))]
     pub context: usize,
+    /// Turns in a sequence, each of an observation, a plan and a chunk of actions (`vla` only).
+    #[schemars(range(min = 1, max = 64))]
+    pub turns: usize,
+    /// Actions in a chunk: control steps that are predicted at once (`vla` only).
+    #[schemars(range(min = 1, max = 256))]
+    pub chunk: usize,
+    /// What the autoregressive loss, the mean cross-entropy of the plan's tokens, is multiplied by in the sum (`vla` only).
+    #[schemars(range(min = 0, max = 1e6))]
+    pub ar_weight: f64,
+    /// What the flow-matching loss, the mean squared error of the velocity, is multiplied by in the sum (`vla` only).
+    #[schemars(range(min = 0, max = 1e6))]
+    pub fm_weight: f64,
     /// Probability that dropout zeroes an element of the embeddings and of each block's two outputs; for `resnet`: of
     /// the pooled features.
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub dropout: f64,
     /// Probability that a micro-batch skips a transformer block in training (LayerDrop: Fan et al. 2019), each block by
-    /// itself; `gpt` only. Skipped blocks get no gradient: see `parallel.unused_parameters`.
+    /// itself; not for `resnet`. Skipped blocks get no gradient: see `parallel.unused_parameters`.
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub layer_drop: f64,
-    /// How the model knows the order of tokens (`gpt` only).
+    /// How the model knows the order of tokens (`vla`: `learned` only).
     pub positions: Positions,
     /// Parameters that are not trained: names, what names begin with up to a dot (`h.0`), or patterns in which `*`
     /// stands for anything (`*.bias`).
@@ -98,6 +110,9 @@ pub enum ModelKind {
     /// Residual network for images of 32 × 32 (He et al. 2016, section 4.2) with GroupNorm and torchvision's
     /// parameter names.
     Resnet,
+    /// Policy for an arm with two losses: a transformer that predicts tokens and, by flow matching, chunks of continuous
+    /// actions, as vision-language-action models do (π0: Black et al. 2024), with measurements in place of images.
+    Vla,
 }
 
 /// How the model knows the order of tokens.
@@ -117,7 +132,7 @@ pub struct Data {
     /// What the data are.
     pub kind: DataKind,
     /// For `text`: a file, or `embedded:shakespeare` for the text inside the program. For `images`: a folder with
-    /// CIFAR-10's binary version, or `embedded:shapes` for a set that the program draws.
+    /// CIFAR-10's binary version, or `embedded:shapes` for a set that the program draws. For `arm`: `embedded:reach`.
     pub path: PathBuf,
     /// How text becomes tokens (`text` only).
     pub tokenizer: TokenizerKind,
@@ -125,7 +140,7 @@ pub struct Data {
     pub vocabulary: usize,
     /// Folder where learned tokenizers are kept.
     pub cache_dir: PathBuf,
-    /// Fraction of the tokens at the end of the text, or of the drawn images, that is kept for validation. CIFAR-10
+    /// Fraction of the tokens at the end of the text, of the drawn images or of the episodes that is kept for validation. CIFAR-10
     /// has a test set for it, unless this is 0.
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub validation_fraction: f64,
@@ -144,6 +159,8 @@ pub enum DataKind {
     Text,
     /// Images of 32 × 32 pixels in three colours, each of one class.
     Images,
+    /// Episodes of an arm that the program simulates: observations and plans as tokens, and actions.
+    Arm,
 }
 
 /// How text becomes tokens.

@@ -23,6 +23,7 @@ pub const EMBEDDED: &[(&str, &str)] = &[
     ("rotary.yaml", include_str!("../../configs/rotary.yaml")),
     ("sgd.yaml", include_str!("../../configs/sgd.yaml")),
     ("tiny.yaml", include_str!("../../configs/tiny.yaml")),
+    ("vla-tiny.yaml", include_str!("../../configs/vla-tiny.yaml")),
 ];
 
 /// Before a name, it asks for the embedded file even where a file of that name lies beside.

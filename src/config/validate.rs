@@ -13,6 +13,7 @@ use super::schema::{
     Backend, Compression, Config, Data, DataKind, ModelKind, Parallel, Positions, Precision, Reduction,
     StrategyKind, TokenizerKind,
 };
+use crate::data::TURN_TOKENS;
 use crate::precision::scales_loss;
 
 /// Before the name of data that are part of the program.
@@ -63,6 +64,7 @@ fn across_fields(config: &Config) -> Vec<Problem> {
         path("data.cache_dir", &config.data.cache_dir),
         model_and_data(config),
         resnet(config),
+        vla(config),
         heads(config),
         betas(config.optim.betas),
         clip_norm(config.optim.clip_norm),
@@ -108,6 +110,7 @@ fn sources(kind: DataKind) -> (&'static str, &'static str) {
     match kind {
         DataKind::Text => ("shakespeare", "a text file"),
         DataKind::Images => ("shapes", "a folder with CIFAR-10's binary version"),
+        DataKind::Arm => ("reach", "nothing else"),
     }
 }
 
@@ -115,6 +118,7 @@ fn model_and_data(config: &Config) -> Option<Problem> {
     let (reads, word) = match config.model.kind {
         ModelKind::Gpt => (DataKind::Text, "text"),
         ModelKind::Resnet => (DataKind::Images, "images"),
+        ModelKind::Vla => (DataKind::Arm, "arm"),
     };
     let remedy =
         format!("set it to {word} and data.path to embedded:{}, or choose another model", sources(reads).0);
@@ -125,7 +129,7 @@ fn model_and_data(config: &Config) -> Option<Problem> {
 fn resnet(config: &Config) -> Option<Problem> {
     let model = &config.model;
     if model.kind != ModelKind::Resnet {
-        let message = "text cannot be augmented";
+        let message = "only images can be augmented";
         return config.data.augment.then(|| Problem::new("data.augment", message, "set it to false"));
     }
     if !model.width.is_multiple_of(RESNET_GROUPS) {
@@ -136,9 +140,27 @@ fn resnet(config: &Config) -> Option<Problem> {
     (model.layer_drop > 0.0).then(|| Problem::new("model.layer_drop", message, "set it to 0"))
 }
 
+fn vla(config: &Config) -> Option<Problem> {
+    let model = &config.model;
+    if model.kind != ModelKind::Vla {
+        return None;
+    }
+    if model.ar_weight == 0.0 && model.fm_weight == 0.0 {
+        let message = "this and model.fm_weight are 0: there is nothing to learn";
+        return Some(Problem::new("model.ar_weight", message, "give one of them a number above 0"));
+    }
+    if !model.width.is_multiple_of(2) {
+        let message = format!("{} is odd: a time becomes as many sines as cosines", model.width);
+        return Some(Problem::new("model.width", message, "give an even number"));
+    }
+    let message = "a vla's positions are learned: not only tokens have them";
+    (model.positions != Positions::Learned)
+        .then(|| Problem::new("model.positions", message, "choose learned"))
+}
+
 fn heads(config: &Config) -> Option<Problem> {
     let model = &config.model;
-    if model.kind != ModelKind::Gpt {
+    if model.kind == ModelKind::Resnet {
         return None;
     }
     if model.heads == 0 || !model.width.is_multiple_of(model.heads) {
@@ -243,11 +265,15 @@ fn sizes(config: &Config) -> Option<Problem> {
         |factors: &[usize]| factors.iter().fold(1u128, |all, factor| all.saturating_mul(*factor as u128));
     let (model, batch) = (&config.model, &config.batch);
     let vocabulary = config.data.vocabulary.max(256);
+    let length = match model.kind {
+        ModelKind::Vla => model.turns.saturating_mul(TURN_TOKENS.saturating_add(model.chunk)),
+        ModelKind::Gpt | ModelKind::Resnet => model.context,
+    };
     let widest = model.width << (model.stages - 1).min(5);
     let parameters = match model.kind {
-        ModelKind::Gpt => {
+        ModelKind::Gpt | ModelKind::Vla => {
             let block = product(&[12, model.width, model.width]) + product(&[13, model.width]);
-            let embeddings = product(&[vocabulary + model.context, model.width]);
+            let embeddings = product(&[vocabulary + length, model.width]);
             block.saturating_mul(model.layers as u128).saturating_add(embeddings)
         }
         // Every block counted as one of the last and widest stage.
@@ -259,16 +285,14 @@ fn sizes(config: &Config) -> Option<Problem> {
         let message = "the parameters' size overflows";
         return Some(Problem::new("model.width", message, "lower model.width or model.layers"));
     }
-    let logits = product(&[batch.micro_batch_size, model.context, vocabulary, 4]);
-    let scores = product(&[batch.micro_batch_size, model.heads, model.context, model.context, 4]);
+    let logits = product(&[batch.micro_batch_size, length, vocabulary, 4]);
+    let scores = product(&[batch.micro_batch_size, model.heads, length, length, 4]);
     if logits.max(scores) > SIZE_MAX {
         let message = "the size of a micro-batch's activations overflows";
         return Some(Problem::new("batch.micro_batch_size", message, "lower it or model.context"));
     }
     let samples = product(&[batch.micro_batches, batch.micro_batch_size]);
-    if samples.saturating_mul(u128::from(config.schedule.steps)).saturating_mul(model.context as u128)
-        > SIZE_MAX
-    {
+    if samples.saturating_mul(u128::from(config.schedule.steps)).saturating_mul(length as u128) > SIZE_MAX {
         let message = "the number of tokens in the whole training overflows";
         return Some(Problem::new("schedule.steps", message, "lower it"));
     }
@@ -283,11 +307,15 @@ fn data_file(data: &Data) -> Option<Problem> {
         let message = format!("the program holds no data of this data.kind named {}", shown(name));
         return (name != embedded).then(|| Problem::new("data.path", message, remedy));
     }
+    if data.kind == DataKind::Arm {
+        let message = "an arm is simulated by the program, not read from a file";
+        return Some(Problem::new("data.path", message, format!("set it to {EMBEDDED_PREFIX}{embedded}")));
+    }
     let remedy = format!(
         "give {other} (relative paths start from the working directory), or {EMBEDDED_PREFIX}{embedded}"
     );
     let (fits, wanted): (fn(&std::fs::Metadata) -> bool, _) = match data.kind {
-        DataKind::Text => (std::fs::Metadata::is_file, "a regular file"),
+        DataKind::Text | DataKind::Arm => (std::fs::Metadata::is_file, "a regular file"),
         DataKind::Images => (std::fs::Metadata::is_dir, "a folder"),
     };
     match std::fs::metadata(&data.path) {

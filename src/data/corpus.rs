@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use lockstep_record::DataInfo;
 
+use super::arm::{Arm, ArmError};
 use super::images::{Images, ImagesError};
 use super::source::SourceError;
 use super::text::Text;
@@ -19,8 +20,9 @@ pub trait Corpus {
     /// What the user should know although the training can go on.
     fn warnings(&self) -> &[String];
 
-    /// Targets that a sample has: the step's loss is the mean over those of the whole global batch.
-    fn targets_per_sample(&self) -> usize;
+    /// How many targets the samples `ids` of a split have together, for each of the losses that are learnt from them: the
+    /// step's losses are means over those of the whole global batch.
+    fn targets(&self, split: Split, ids: &[u64]) -> Result<Vec<u64>, DataError>;
 
     /// The samples `ids` of a split. `epochs` names the epoch that each of them is visited in, for data that look
     /// different every time; without it they are as they are.
@@ -34,6 +36,19 @@ pub struct Samples {
     pub input_shape: Vec<i64>,
     pub targets: Vec<i64>,
     pub target_shape: Vec<i64>,
+    /// What there is to learn besides.
+    pub actions: Option<ActionSamples>,
+}
+
+/// Chunks of actions, and what flow matching draws for them: see [`crate::model::ActionChunks`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ActionSamples {
+    pub actions: Vec<f32>,
+    pub counted: Vec<f32>,
+    pub noise: Vec<f32>,
+    pub times: Vec<f32>,
+    /// Samples, chunks in a sample, actions in a chunk, joints; times have the first two.
+    pub shape: Vec<i64>,
 }
 
 /// What a model looks at.
@@ -69,6 +84,8 @@ pub enum DataError {
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
     Images(#[from] ImagesError),
+    #[error(transparent)]
+    Arm(#[from] ArmError),
     #[error(
         "the text {} is not UTF-8 at byte {offset} (line {line}), which tokenizer bpe needs: correct it, or set \
          data.tokenizer to bytes",
@@ -96,10 +113,11 @@ pub fn load(config: &Config) -> Result<Box<dyn Corpus>, DataError> {
     Ok(match config.data.kind {
         DataKind::Text => Box::new(Text::load(&config.data, config.model.context)?),
         DataKind::Images => Box::new(Images::load(&config.data, config.run.seed)?),
+        DataKind::Arm => Box::new(Arm::load(&config.data, &config.model, config.run.seed)?),
     })
 }
 
-/// How many of `length` tokens, bytes or images come before the validation part.
+/// How many of `length` tokens, bytes, images or episodes come before the validation part.
 pub fn train_part(length: usize, validation_fraction: f64) -> usize {
     (((length as f64) * (1.0 - validation_fraction)).floor() as usize).min(length)
 }

@@ -3,12 +3,14 @@
 //! ```text
 //! source ─ bytes of data.path ─► tokenizer ─ tokens ─► text: windows of context + 1 tokens ──┐
 //! images: drawn shapes or CIFAR-10's files ─► augment (seed, epoch, id) ─► pixels ───────────┤ Corpus, numbered
+//! arm: simulated episodes ─► tokens, actions; visit (seed, epoch, id) ─► noise, times ───────┤
 //!                                                                                            ▲
 //! sampler: (seed, step) ─► sample ids of each micro-batch ───────────────────────────────────┘
 //! ```
 //!
 //! Nothing here knows of ranks: every process holds the same data and computes the same ids.
 
+mod arm;
 mod corpus;
 mod images;
 mod sampler;
@@ -17,7 +19,8 @@ mod text;
 mod tokenizer;
 mod tokenizer_cache;
 
-pub use corpus::{Corpus, DataError, Inputs, Samples, Split, load};
+pub use arm::{ArmError, JOINTS, TURN_TOKENS};
+pub use corpus::{ActionSamples, Corpus, DataError, Inputs, Samples, Split, load};
 pub use images::ImagesError;
 pub use sampler::{Sampler, SamplerError, StepSamples};
 pub use source::SourceError;

@@ -150,8 +150,8 @@ impl Corpus for Text {
     }
 
     /// Every token of a sample predicts the next one.
-    fn targets_per_sample(&self) -> usize {
-        self.context
+    fn targets(&self, _: Split, ids: &[u64]) -> Result<Vec<u64>, DataError> {
+        Ok(vec![(ids.len() * self.context) as u64])
     }
 
     fn batch(&self, split: Split, ids: &[u64], _: Option<&[u64]>) -> Result<Samples, DataError> {
@@ -163,6 +163,7 @@ impl Corpus for Text {
             input_shape: shape.clone(),
             targets,
             target_shape: shape,
+            actions: None,
         })
     }
 }

@@ -62,11 +62,14 @@ impl Progress {
 }
 
 fn describe(line: &StepLine) -> String {
+    let terms: Vec<String> =
+        line.loss_terms.iter().map(|(name, term)| format!("{name} {:.4}", term.loss.0)).collect();
+    let terms = if terms.is_empty() { String::new() } else { format!(" ({})", terms.join(", ")) };
     let validation =
         line.validation_loss.map(|loss| format!("  validation {:.4}", loss.0)).unwrap_or_default();
     let scale = line.loss_scale.map(|scale| format!("  scale {}", scale.scale)).unwrap_or_default();
     format!(
-        "loss {:.4}{validation}  |g| {:.3}{scale}  lr {:.2e}  {:.0} tokens/s",
+        "loss {:.4}{terms}{validation}  |g| {:.3}{scale}  lr {:.2e}  {:.0} tokens/s",
         line.loss.0, line.gradient_norm.0, line.learning_rate.0, line.tokens_per_second.0
     )
 }

@@ -1,19 +1,12 @@
+use super::super::transformer::BLOCK_PARAMETERS;
 use super::*;
+use crate::grad::layout::ParameterSpec;
+use crate::model::Initial;
 
 fn model(positions: Positions) -> Gpt {
-    let model = schema::Model {
-        kind: schema::ModelKind::Gpt,
-        layers: 2,
-        heads: 2,
-        width: 16,
-        context: 8,
-        dropout: 0.0,
-        layer_drop: 0.0,
-        stages: 1,
-        freeze: Vec::new(),
-        positions,
-    };
-    Gpt::new(&model, 32)
+    let sets = ["model.layers=2", "model.heads=2", "model.width=16", "model.context=8"].map(String::from);
+    let config = crate::config::load(&[], &sets, &|_| None).unwrap().config;
+    Gpt::new(&schema::Model { positions, ..config.model }, 32)
 }
 
 fn filled(gpt: &Gpt) -> Vec<Tensor> {
@@ -27,14 +20,18 @@ fn filled(gpt: &Gpt) -> Vec<Tensor> {
 fn batch(tokens: &[i64]) -> MicroBatch {
     let shifted: Vec<i64> = tokens.iter().map(|token| (token + 1) % 32).collect();
     let tensor = |values: &[i64]| Tensor::from_slice(values).view([1, values.len() as i64]);
-    MicroBatch { inputs: tensor(tokens), targets: tensor(&shifted) }
+    MicroBatch::new(tensor(tokens), tensor(&shifted))
+}
+
+fn loss(gpt: &Gpt, parameters: &Vec<Tensor>, batch: &MicroBatch) -> Tensor {
+    gpt.losses(parameters, batch, None).unwrap().remove(0)
 }
 
 #[test]
 fn a_uniform_guess_costs_the_logarithm_of_the_vocabulary() {
     let gpt = model(Positions::Learned);
     let zeros: Vec<Tensor> = filled(&gpt).iter().map(Tensor::zeros_like).collect();
-    let loss = gpt.loss(&zeros, &batch(&[1, 2, 3, 4, 5, 6, 7, 8]), None).unwrap().double_value(&[]);
+    let loss = loss(&gpt, &zeros, &batch(&[1, 2, 3, 4, 5, 6, 7, 8])).double_value(&[]);
     approx::assert_relative_eq!(loss, 8.0 * 32f64.ln(), max_relative = 1e-5);
 }
 
@@ -43,16 +40,15 @@ fn positions_matter_with_both_kinds() {
     for positions in [Positions::Learned, Positions::Rotary] {
         let gpt = model(positions);
         let parameters = filled(&gpt);
-        let loss = |tokens: &[i64]| {
+        let last_token_loss = |tokens: &[i64]| {
             let all = batch(tokens);
             // Only the last token's target counts: its context is permuted.
             let targets = Tensor::full([1, 8], -100, (Kind::Int64, Device::Cpu));
             targets.get(0).get(7).copy_(&Tensor::from(5i64));
-            gpt.loss(&parameters, &MicroBatch { inputs: all.inputs, targets }, None)
-                .unwrap()
-                .double_value(&[])
+            loss(&gpt, &parameters, &MicroBatch::new(all.inputs, targets)).double_value(&[])
         };
-        assert_ne!(loss(&[1, 2, 3, 4, 5, 6, 7, 8]), loss(&[2, 1, 3, 4, 5, 6, 7, 8]), "{positions:?}");
+        let (one, other) = ([1, 2, 3, 4, 5, 6, 7, 8], [2, 1, 3, 4, 5, 6, 7, 8]);
+        assert_ne!(last_token_loss(&one), last_token_loss(&other), "{positions:?}");
     }
 }
 
@@ -64,7 +60,7 @@ fn the_future_is_hidden() {
         let inputs = batch(tokens).inputs;
         let targets = Tensor::full([1, 8], -100, (Kind::Int64, Device::Cpu));
         targets.get(0).get(0).copy_(&Tensor::from(5i64));
-        gpt.loss(&parameters, &MicroBatch { inputs, targets }, None).unwrap().double_value(&[])
+        loss(&gpt, &parameters, &MicroBatch::new(inputs, targets)).double_value(&[])
     };
     assert_eq!(first_token_loss(&[1, 2, 3, 4, 5, 6, 7, 8]), first_token_loss(&[1, 9, 9, 9, 9, 9, 9, 9]));
 }
@@ -72,33 +68,32 @@ fn the_future_is_hidden() {
 /// LayerDrop: a skipped block is the identity, its parameters get no gradient, and evaluation has all blocks.
 #[test]
 fn skipped_blocks_are_as_if_they_were_not_there() {
-    let gpt = Gpt { layer_drop: 0.5, ..model(Positions::Learned) };
+    let mut gpt = model(Positions::Learned);
+    gpt.blocks.layer_drop = 0.5;
     let key = |micro_batch| Dropout { probability: 0.0, seed: 1, step: 1, micro_batch, rank: 0 };
     let skips = |micro_batch, layer| key(micro_batch).skips_layer(layer, 0.5);
     let only_first = (0..).find(|&micro_batch| skips(micro_batch, 1) && !skips(micro_batch, 0)).unwrap();
     let parameters: Vec<Tensor> =
         filled(&gpt).into_iter().map(|tensor| tensor.set_requires_grad(true)).collect();
     let batch = batch(&[1, 2, 3, 4, 5, 6, 7, 8]);
-    let loss = gpt.loss(&parameters, &batch, Some(&key(only_first))).unwrap();
-    loss.backward();
+    let skipping = gpt.losses(&parameters, &batch, Some(&key(only_first))).unwrap().remove(0);
+    skipping.backward();
     let has_gradient: Vec<bool> = parameters.iter().map(|tensor| tensor.grad().defined()).collect();
     let block = |layer: usize| 2 + layer * BLOCK_PARAMETERS..2 + (layer + 1) * BLOCK_PARAMETERS;
     assert!(has_gradient[block(0)].iter().all(|&has| has));
     assert!(has_gradient[block(1)].iter().all(|&has| !has));
 
-    let shallow = Gpt { layers: 1, layer_drop: 0.0, ..model(Positions::Learned) };
+    let mut shallow = model(Positions::Learned);
+    shallow.blocks.layers = 1;
     let kept: Vec<Tensor> = parameters[..block(0).end]
         .iter()
         .chain(&parameters[block(1).end..])
         .map(Tensor::shallow_clone)
         .collect();
     let value = |loss: Tensor| loss.double_value(&[]);
-    assert_eq!(value(loss), value(shallow.loss(&kept, &batch, None).unwrap()));
+    assert_eq!(value(skipping), value(loss(&shallow, &kept, &batch)));
     let all = model(Positions::Learned);
-    assert_eq!(
-        value(gpt.loss(&parameters, &batch, None).unwrap()),
-        value(all.loss(&parameters, &batch, None).unwrap())
-    );
+    assert_eq!(value(loss(&gpt, &parameters, &batch)), value(loss(&all, &parameters, &batch)));
 }
 
 #[test]

@@ -66,6 +66,12 @@ pub enum Mutation {
     LossOffByOne,
     /// Blanks do not count as targets, but the divisor counts them.
     IgnoredTargets,
+    /// Of two losses, the second is the mean over each rank's own targets.
+    ActionsPerRank,
+    /// A step's loss is the mean of its micro-batches' means, whatever their numbers of targets.
+    MeanOfMeans,
+    /// Two losses are divided by the number of targets of both together.
+    OneCount,
     /// The recorded loss is that of the first micro-batch alone.
     LossOfOneMicroBatch,
     /// The validation loss is divided by the number of accumulated micro-batches as well.
@@ -116,6 +122,8 @@ pub enum Mutation {
     UnequalStart,
     /// Images are augmented in the same way in every epoch.
     AugmentWithoutEpoch,
+    /// The noise of flow matching is keyed by the rank as well.
+    FlowNoiseByRank,
 
     // Data
     /// The last rank trains one sample other than the sampler's.

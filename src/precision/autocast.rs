@@ -4,7 +4,7 @@ use tch::{TchError, Tensor};
 
 use super::Format;
 use crate::grad::layout::ParameterSpec;
-use crate::model::{Dropout, Initial, MicroBatch, Model, Weights};
+use crate::model::{Dropout, Initial, MicroBatch, Model, Term, Weights};
 use crate::mutate::{Mutation, active};
 use crate::torch;
 
@@ -27,15 +27,19 @@ impl Model for Autocast {
         self.model.parameters()
     }
 
-    fn loss(
+    fn terms(&self) -> Vec<Term> {
+        self.model.terms()
+    }
+
+    fn losses(
         &self,
         weights: &dyn Weights,
         batch: &MicroBatch,
         dropout: Option<&Dropout>,
-    ) -> Result<Tensor, TchError> {
+    ) -> Result<Vec<Tensor>, TchError> {
         let keep_casts = active(Mutation::StaleCasts);
         let _autocast = torch::Autocast::enter(self.format.kind(), keep_casts)?;
-        self.model.loss(weights, batch, dropout)
+        self.model.losses(weights, batch, dropout)
     }
 }
 
@@ -52,18 +56,29 @@ mod tests {
             vec![(ParameterSpec { name: "w".into(), shape: vec![8, 8] }, Initial::Constant(0.5))]
         }
 
-        fn loss(&self, weights: &dyn Weights, batch: &MicroBatch, _: Option<&Dropout>) -> Result<Tensor, TchError> {
+        fn losses(
+            &self,
+            weights: &dyn Weights,
+            batch: &MicroBatch,
+            _: Option<&Dropout>,
+        ) -> Result<Vec<Tensor>, TchError> {
             let weight = weights.get(0)?;
             let hidden = batch.inputs.f_matmul(weight)?;
             let logits = hidden.f_relu()?.f_add(&batch.inputs)?.f_matmul(weight)?;
-            logits.f_cross_entropy_loss::<&Tensor>(&batch.targets, None, tch::Reduction::Sum, -100, 0.0)
+            let loss = logits.f_cross_entropy_loss::<&Tensor>(&batch.targets, None, tch::Reduction::Sum, -100, 0.0)?;
+            Ok(vec![loss])
         }
+    }
+
+    fn loss(model: &dyn Model, weight: &Tensor, batch: &MicroBatch) -> Result<Tensor, TchError> {
+        let mut losses = model.losses(&vec![weight.shallow_clone()], batch, None)?;
+        Ok(losses.remove(0))
     }
 
     fn batch() -> MicroBatch {
         tch::manual_seed(1);
         let inputs = Tensor::randn([4, 8], (Kind::Float, Device::Cpu));
-        MicroBatch { inputs, targets: Tensor::from_slice(&[0i64, 3, 5, 7]) }
+        MicroBatch::new(inputs, Tensor::from_slice(&[0i64, 3, 5, 7]))
     }
 
     fn weight() -> Tensor {
@@ -86,14 +101,14 @@ mod tests {
         for format in [Format::Bf16, Format::Fp16] {
             let (batch, ours, theirs) = (batch(), weight(), weight());
             let model = Autocast::new(Box::new(Small), format);
-            let loss = model.loss(&vec![ours.shallow_clone()], &batch, None).unwrap();
+            let loss = self::loss(&model, &ours, &batch).unwrap();
             let expected = by_hand(format.kind(), &theirs, &batch);
             assert_eq!((loss.kind(), loss.double_value(&[])), (Kind::Float, expected.double_value(&[])), "{format:?}");
             loss.backward();
             expected.backward();
             assert_eq!(ours.grad().kind(), Kind::Float);
             assert!(ours.grad().equal(&theirs.grad()), "{format:?}");
-            let exact = Small.loss(&vec![ours.shallow_clone()], &batch, None).unwrap();
+            let exact = self::loss(&Small, &ours, &batch).unwrap();
             assert_ne!(exact.double_value(&[]), loss.double_value(&[]), "the control: fp32 is another number");
         }
     }
@@ -103,11 +118,11 @@ mod tests {
     fn it_leaves_nothing_behind() {
         let (batch, weight) = (batch(), weight());
         let model = Autocast::new(Box::new(Small), Format::Bf16);
-        let loss = |weight: &Tensor| model.loss(&vec![weight.shallow_clone()], &batch, None).map(|loss| loss.double_value(&[]));
-        let first = loss(&weight).unwrap();
-        assert!(loss(&Tensor::zeros([3, 3], (Kind::Float, Device::Cpu))).is_err());
+        let value = |weight: &Tensor| loss(&model, weight, &batch).map(|loss| loss.double_value(&[]));
+        let first = value(&weight).unwrap();
+        assert!(value(&Tensor::zeros([3, 3], (Kind::Float, Device::Cpu))).is_err());
         assert_eq!(batch.inputs.matmul(&weight).kind(), Kind::Float);
         tch::no_grad(|| weight.shallow_clone().copy_(&(&weight * 2.0)));
-        assert_ne!(loss(&weight).unwrap(), first);
+        assert_ne!(value(&weight).unwrap(), first);
     }
 }

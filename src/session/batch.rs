@@ -3,8 +3,9 @@
 use tch::Tensor;
 
 use super::Session;
-use crate::data::{Corpus, DataError, Inputs, Split};
-use crate::model::MicroBatch;
+use crate::data::{ActionSamples, Corpus, DataError, Inputs, Split};
+use crate::model::{ActionChunks, MicroBatch};
+use crate::mutate::{Mutation, active};
 
 impl Session<'_> {
     /// The samples `ids` of the training or the validation part, as they look in `epochs` (see [`Corpus::batch`]).
@@ -14,7 +15,27 @@ impl Session<'_> {
         ids: &[u64],
         epochs: Option<&[u64]>,
     ) -> Result<MicroBatch, DataError> {
+        let rank = self.comm.rank() as u64;
+        if active(Mutation::FlowNoiseByRank) {
+            let epochs = epochs.map(|epochs| epochs.iter().map(|epoch| epoch + rank).collect::<Vec<_>>());
+            return micro_batch(&*self.corpus, split, ids, epochs.as_deref());
+        }
         micro_batch(&*self.corpus, split, ids, epochs)
+    }
+
+    /// How many targets these samples of the training or the validation part have, for each of the model's losses.
+    pub fn targets<'i>(
+        &self,
+        split: Split,
+        micro_batches: impl IntoIterator<Item = &'i Vec<u64>>,
+    ) -> Result<Vec<u64>, DataError> {
+        let mut all = vec![0; self.model.terms().len()];
+        for ids in micro_batches {
+            for (sum, count) in all.iter_mut().zip(self.corpus.targets(split, ids)?) {
+                *sum += count;
+            }
+        }
+        Ok(all)
     }
 }
 
@@ -33,5 +54,16 @@ pub fn micro_batch(
     Ok(MicroBatch {
         inputs: inputs.view(samples.input_shape.as_slice()),
         targets: Tensor::from_slice(&samples.targets).view(samples.target_shape.as_slice()),
+        actions: samples.actions.as_ref().map(chunks),
     })
+}
+
+fn chunks(samples: &ActionSamples) -> ActionChunks {
+    let whole = |values: &[f32]| Tensor::from_slice(values).view(samples.shape.as_slice());
+    ActionChunks {
+        actions: whole(&samples.actions),
+        counted: whole(&samples.counted),
+        noise: whole(&samples.noise),
+        times: Tensor::from_slice(&samples.times).view(&samples.shape[..2]),
+    }
 }

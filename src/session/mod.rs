@@ -168,12 +168,6 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Targets in the global batch: tokens of a text, or images.
-    pub fn tokens(&self) -> u64 {
-        let batch = &self.config.batch;
-        (batch.micro_batches * batch.micro_batch_size * self.corpus.targets_per_sample()) as u64
-    }
-
     /// What a checkpoint after `step` steps says besides tensors.
     pub fn state(&self, step: u64) -> TrainingState {
         let DataInfo { digest, tokenizer_digest, .. } = self.corpus.info();

@@ -59,7 +59,8 @@ fn observe(
     let leaves = specs.iter().zip(frozen).map(zeros).collect::<Result<Vec<_>, _>>()?;
     let hooks = GradientHooks::install(&leaves)?;
     let batch = micro_batch(corpus, Split::Train, &[0], Some(&[0]))?;
-    let loss = model.loss(&leaves, &batch, None)?;
+    let losses = model.losses(&leaves, &batch, None)?;
+    let loss = Tensor::f_stack(&losses, 0)?.f_sum(Kind::Float)?;
     let mut order = Vec::new();
     hooks.backward(&loss, &mut |index, _| order.push(index))?;
     // Without a gradient here: later in the model means earlier in backward.

@@ -1,6 +1,8 @@
 //! What a step leaves in the record.
 
-use lockstep_record::{Digest, DigestLine, LossScale, Phase, Real, StepLine};
+use std::collections::BTreeMap;
+
+use lockstep_record::{Digest, DigestLine, LossScale, LossTerm, Phase, Real, StepLine};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -12,7 +14,7 @@ use crate::grad::tree::sum_scalars;
 use crate::grad::{flat, norm};
 use crate::launch::Failure;
 use crate::metrics::{Fingerprint, Subject, numbers, of_micro_batches, replicas, resident_bytes, shards};
-use crate::model::MicroBatch;
+use crate::model::{MicroBatch, Term};
 use crate::mutate::{Mutation, active, strikes};
 use crate::partition::share;
 use crate::session::Session;
@@ -37,14 +39,11 @@ fn subject<'a>(session: &Session, step: u64, phase: Phase, prefix: &'a str) -> S
     Subject { step, phase, prefix, sketched: session.config.record.sketches }
 }
 
-/// The names under which [`contents`] are recorded.
-const CONTENTS: [&str; 2] = ["inputs", "targets"];
-
 /// What a micro-batch is made of, as numbers in fp32: tokens and classes are small enough to be exact.
-pub fn contents(batch: &MicroBatch) -> Vec<Fingerprint> {
+pub fn contents(batch: &MicroBatch) -> Vec<(&'static str, Fingerprint)> {
     let print =
         |tensor: &Tensor| Fingerprint::of(flat::elements(&tensor.to_kind(Kind::Float).contiguous()), false);
-    vec![print(&batch.inputs), print(&batch.targets)]
+    batch.contents().into_iter().map(|(name, tensor)| (name, print(tensor))).collect()
 }
 
 /// Digests of each micro-batch's samples and gradient, and of the gradients' sum, before clipping.
@@ -61,7 +60,9 @@ pub fn gradient_digests(
     let first = |rank| share(session.config.batch.micro_batches, comm.size(), rank).start;
     // Candidates have the same data, so nobody asks how far it is away.
     let data = Subject { step, phase: Phase::Data, prefix: "", sketched: false };
-    let mut lines = of_micro_batches(comm, &data, &CONTENTS, &local.contents, &first)?;
+    // Every rank has a micro-batch, and all are made of the same things.
+    let (names, contents) = unzipped(&local.contents);
+    let mut lines = of_micro_batches(comm, &data, &names, &contents, &first)?;
     if session.config.record.local_gradients {
         let names: Vec<&str> = layout.trained().map(|index| layout.parameters[index].name.as_str()).collect();
         let subject = subject(session, step, Phase::LocalGradient, "");
@@ -71,6 +72,13 @@ pub fn gradient_digests(
     let subject = subject(session, step, Phase::ReducedGradient, "");
     lines.extend(digests(session, &subject, &gradient, &|_| 0)?);
     Ok(lines)
+}
+
+/// The names of what micro-batches are made of, and each one's fingerprints.
+fn unzipped(contents: &[Vec<(&'static str, Fingerprint)>]) -> (Vec<&'static str>, Vec<Vec<Fingerprint>>) {
+    let names = contents.first().map_or(Vec::new(), |first| first.iter().map(|(name, _)| *name).collect());
+    let prints = contents.iter().map(|of_one| of_one.iter().map(|&(_, print)| print).collect()).collect();
+    (names, prints)
 }
 
 /// What each rank makes of the gradient before it updates: the same on all of them, or replicas part.
@@ -146,6 +154,7 @@ struct Report {
     stop: bool,
     resident_bytes: u64,
     losses: Vec<Real>,
+    terms: Vec<Vec<Real>>,
     samples: Vec<Vec<u64>>,
     masks: Vec<Digest>,
 }
@@ -156,6 +165,8 @@ pub struct Seen {
     pub stop: bool,
     pub resident_bytes_max: u64,
     pub losses: Vec<f64>,
+    /// Of each micro-batch, its share of each of the model's losses.
+    pub terms: Vec<Vec<f64>>,
     pub samples: Vec<Vec<u64>>,
     /// Empty without dropout.
     pub masks: Vec<Digest>,
@@ -167,6 +178,7 @@ pub fn gather(session: &Session, step: u64, local: &Local, stop: bool) -> Result
         stop,
         resident_bytes: resident_bytes(),
         losses: local.losses.iter().copied().map(Real).collect(),
+        terms: local.terms.iter().map(|terms| terms.iter().copied().map(Real).collect()).collect(),
         samples: local.samples.clone(),
         masks: local.masks.clone(),
     };
@@ -183,17 +195,49 @@ pub fn gather(session: &Session, step: u64, local: &Local, stop: bool) -> Result
         seen.stop |= report.stop;
         seen.resident_bytes_max = seen.resident_bytes_max.max(report.resident_bytes);
         seen.losses.extend(report.losses.into_iter().map(|loss| loss.0));
+        let terms = report.terms.into_iter().map(|terms| terms.into_iter().map(|term| term.0).collect());
+        seen.terms.extend(terms);
         seen.samples.extend(report.samples);
         seen.masks.extend(report.masks);
     }
     Ok(seen)
 }
 
-/// Every rank's losses in micro-batch order.
-pub fn gather_losses(session: &Session, mine: &[f64]) -> Result<Vec<f64>, Failure> {
-    let bytes: Vec<u8> = mine.iter().flat_map(|loss| loss.to_le_bytes()).collect();
-    let messages = session.comm.all_gather_bytes(&bytes)?;
-    Ok(messages.concat().as_chunks::<8>().0.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect())
+/// Every rank's shares in micro-batch order: of each micro-batch the loss, and then its terms.
+pub fn gather_shares(session: &Session, mine: &[Vec<f64>]) -> Result<Vec<Vec<f64>>, Failure> {
+    let bytes: Vec<u8> = mine.iter().flatten().flat_map(|share| share.to_le_bytes()).collect();
+    let messages = session.comm.all_gather_bytes(&bytes)?.concat();
+    let all: Vec<f64> = messages.as_chunks::<8>().0.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect();
+    Ok(all.chunks(1 + session.model.terms().len()).map(<[f64]>::to_vec).collect())
+}
+
+/// A loss, and what it is the weighted sum of.
+pub struct Losses {
+    pub total: f64,
+    pub terms: BTreeMap<String, LossTerm>,
+}
+
+impl Losses {
+    /// From what [`gather_shares`] returns, along the tree over the micro-batches.
+    pub fn of_shares(session: &Session, shares: &[Vec<f64>], targets: &[u64]) -> Self {
+        let total: Vec<f64> = shares.iter().filter_map(|shares| shares.first().copied()).collect();
+        let terms: Vec<Vec<f64>> = shares.iter().map(|shares| shares[1..].to_vec()).collect();
+        Self { total: sum_scalars(&total), terms: loss_terms(session, &terms, targets) }
+    }
+}
+
+/// The mean of each of the model's losses, from the micro-batches' shares; nothing if there is only one, since it is the loss.
+fn loss_terms(session: &Session, shares: &[Vec<f64>], targets: &[u64]) -> BTreeMap<String, LossTerm> {
+    let terms = session.model.terms();
+    if terms.len() == 1 {
+        return BTreeMap::new();
+    }
+    let term = |(index, term): (usize, &Term)| {
+        let column: Vec<f64> = shares.iter().map(|shares| shares[index]).collect();
+        let loss = Real(sum_scalars(&column));
+        (term.name.to_owned(), LossTerm { loss, targets: targets[index] })
+    };
+    terms.iter().enumerate().map(term).collect()
 }
 
 /// The step's loss: the sum of all micro-batches' shares, unless a bug is planted.
@@ -209,7 +253,9 @@ pub struct Measured {
     pub step: u64,
     pub epoch: u64,
     pub numbers: Numbers,
-    pub validation_loss: Option<f64>,
+    /// Of each of the model's losses.
+    pub targets: Vec<u64>,
+    pub validation: Option<Losses>,
     /// Why the update was left out, if it was.
     pub skipped_for: Option<String>,
     /// Before this step adjusted it.
@@ -228,18 +274,24 @@ impl Measured {
         let sums = gather_square_sums(session.comm, &session.ownership, &own.collect::<Vec<_>>())?;
         let (_, parameter_norm) = norm::norms(&session.layout, &sums);
         watch.stop();
-        let (cost, tokens) = (session.reducer.take_cost(), session.tokens());
+        let (cost, tokens) = (session.reducer.take_cost(), self.targets.iter().sum());
         let seconds = watch.seconds(cost.seconds);
         Ok(StepLine {
             step: self.step,
             epoch: self.epoch,
             loss: Real(step_loss(&seen.losses)),
             micro_batch_losses: seen.losses.iter().copied().map(Real).collect(),
+            loss_terms: loss_terms(session, &seen.terms, &self.targets),
             gradient_norm: Real(self.numbers.gradient_norm),
             parameter_norm: Real(parameter_norm),
             clip_coefficient: Real(f64::from(self.numbers.clip)),
             learning_rate: Real(self.numbers.rate),
-            validation_loss: self.validation_loss.map(Real),
+            validation_loss: self.validation.as_ref().map(|losses| Real(losses.total)),
+            validation_loss_terms: self
+                .validation
+                .as_ref()
+                .map(|losses| losses.terms.clone())
+                .unwrap_or_default(),
             skipped_for: self.skipped_for.clone(),
             loss_scale: self.loss_scale,
             unused_parameters: self.unused_parameters as u64,

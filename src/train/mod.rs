@@ -4,6 +4,7 @@ mod capture;
 mod evaluate;
 mod finish;
 mod measure;
+mod objective;
 mod planted;
 mod step;
 mod stopwatch;
@@ -122,7 +123,7 @@ pub fn run(
         perturb::parameters(session, step)?;
 
         watch.enter(Category::Forward, About::default());
-        let validation_loss = evaluate::if_due(session, step, last)?;
+        let validation = evaluate::if_due(session, step, last)?;
         watch.enter(Category::Record, About::default());
         lines.extend(measure::number_digests(session, step, &numbers, digests_due)?);
         lines.extend(measure::state_digests(session, step, digests_due)?);
@@ -134,7 +135,8 @@ pub fn run(
             step,
             epoch: samples.epoch,
             numbers,
-            validation_loss,
+            targets: local.targets,
+            validation,
             skipped_for,
             loss_scale,
             unused_parameters: unused.len(),
@@ -169,3 +171,6 @@ impl Ending {
         }
     }
 }
+
+#[cfg(test)]
+mod vla_tests;

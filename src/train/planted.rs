@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use tch::Tensor;
 
 use super::measure::Numbers;
-use crate::data::Split;
+use crate::data::{DataError, Split};
 use crate::grad::flat::Flat;
 use crate::grad::norm;
 use crate::launch::Failure;
@@ -30,14 +30,39 @@ pub fn begin(session: &Session, step: u64) {
     }
 }
 
-/// What a micro-batch's loss is divided by, instead of the targets of the global batch.
-pub fn tokens(session: &Session, tokens: f64) -> f64 {
-    let own = tokens * session.micro_batches.len() as f64 / session.config.batch.micro_batches as f64;
+/// What each of a micro-batch's losses is divided by: its targets in the global batch, `targets`, unless a bug is planted.
+/// `samples` are those of the whole step.
+pub fn divisors(
+    session: &Session,
+    targets: &[u64],
+    samples: &[Vec<u64>],
+    micro_batch: usize,
+) -> Result<Vec<f64>, DataError> {
+    let count = |ids: &[Vec<u64>]| session.targets(Split::Train, ids);
+    let (ranks, micro_batches) = (session.comm.size() as f64, samples.len() as f64);
+    let mut divisors: Vec<f64> = targets.iter().map(|&count| count as f64).collect();
+    let own = || count(&samples[session.micro_batches.clone()]);
     match () {
-        () if active(Mutation::MeanPerRank) => own * session.comm.size() as f64,
-        () if active(Mutation::LocalMean) => own,
-        () if active(Mutation::LossOffByOne) => tokens + 1.0,
-        () => tokens,
+        () if active(Mutation::MeanPerRank) => scaled(&mut divisors, &own()?, ranks),
+        () if active(Mutation::ActionsPerRank) => {
+            let last = divisors.len() - 1;
+            scaled(&mut divisors[last..], &own()?[last..], ranks);
+        }
+        () if active(Mutation::MeanOfMeans) => {
+            let alone = count(&samples[micro_batch..=micro_batch])?;
+            scaled(&mut divisors, &alone, micro_batches);
+        }
+        () if active(Mutation::LocalMean) => scaled(&mut divisors, &own()?, 1.0),
+        () if active(Mutation::OneCount) => divisors.fill(targets.iter().sum::<u64>() as f64),
+        () if active(Mutation::LossOffByOne) => divisors.iter_mut().for_each(|divisor| *divisor += 1.0),
+        () => {}
+    }
+    Ok(divisors)
+}
+
+fn scaled(divisors: &mut [f64], counts: &[u64], factor: f64) {
+    for (divisor, &count) in divisors.iter_mut().zip(counts) {
+        *divisor = count as f64 * factor;
     }
 }
 

@@ -5,11 +5,12 @@ use tch::{Device, Kind, Tensor};
 
 use super::capture::Capture;
 use super::measure::{self, Numbers};
+use super::objective::Objective;
 use super::planted;
 use super::stopwatch::Stopwatch;
 use crate::config::Config;
 use crate::config::schema::{NonFinite, UnusedParameters};
-use crate::data::StepSamples;
+use crate::data::{Split, StepSamples};
 use crate::grad::accumulate::Accumulator;
 use crate::grad::unused::{self, ParameterSet, Usage};
 use crate::grad::{flat, norm};
@@ -27,14 +28,18 @@ use crate::trace::{About, Category};
 pub struct Local {
     /// Each micro-batch's share of the step's loss.
     pub losses: Vec<f64>,
+    /// Each micro-batch's share of the means of the model's losses, in the order of its terms.
+    pub terms: Vec<Vec<f64>>,
+    /// Targets of each of them in the global batch.
+    pub targets: Vec<u64>,
     /// Ids of the samples that were really used.
     pub samples: Vec<Vec<u64>>,
     /// Evidence of each micro-batch's dropout masks; empty without dropout.
     pub masks: Vec<Digest>,
     /// Of each micro-batch's own gradient, one a trained parameter, where they are recorded.
     pub gradients: Vec<Vec<Fingerprint>>,
-    /// Of each micro-batch's inputs and targets, where they are recorded.
-    pub contents: Vec<Vec<Fingerprint>>,
+    /// Of what the model was given of each micro-batch, where it is recorded.
+    pub contents: Vec<Vec<(&'static str, Fingerprint)>>,
     /// Which parameters got a gradient.
     pub usage: Usage,
 }
@@ -53,7 +58,7 @@ pub fn forward_backward(
     session.reducer.unscale_by(session.scaler.as_ref().map_or(1.0, LossScaler::inverse));
     let mut local = Local::default();
     let record = digests_due && session.config.record.local_gradients;
-    let tokens = planted::tokens(session, session.tokens() as f64);
+    local.targets = session.targets(Split::Train, &samples.micro_batches)?;
     for (position, micro_batch) in session.micro_batches.clone().enumerate() {
         watch.enter(Category::Data, About::micro_batch(micro_batch));
         let ids = planted::samples(session, position, &samples.micro_batches);
@@ -71,8 +76,12 @@ pub fn forward_backward(
         };
         local.masks.extend(dropout.evidence());
         watch.enter(Category::Forward, About::micro_batch(micro_batch));
-        let loss = session.model.loss(&session.weights(), &batch, Some(&dropout))?.f_div_scalar(tokens)?;
+        let losses = session.model.losses(&session.weights(), &batch, Some(&dropout))?;
+        let divisors = planted::divisors(session, &local.targets, &samples.micro_batches, micro_batch)?;
+        let shares = Objective::new(session.model.terms(), divisors).shares(&losses)?;
+        let loss = shares.total;
         local.losses.push(loss.f_double_value(&[])?);
+        local.terms.push(shares.terms);
         watch.enter(Category::Backward, About::micro_batch(micro_batch));
         let loss = match &session.scaler {
             None => loss,

@@ -1,5 +1,7 @@
 //! `capture/step-*/manifest.json`: one step in full, for finding where two runs part.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{CheckpointFile, Digest, RankRange, Real, TensorEntry};
@@ -35,6 +37,9 @@ pub struct CapturedMicroBatch {
     /// Digest of the bytes that the model was given, as [`crate::tensor_digest`] of one block.
     pub inputs: Digest,
     pub targets: Digest,
+    /// By name, of what else the model was given.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub others: BTreeMap<String, Digest>,
     /// Its share of the step's loss.
     pub loss: Real,
 }

@@ -51,7 +51,7 @@ pub use manifest::{
 };
 pub use real::Real;
 pub use sketch::{BlockSketch, SKETCH_BINS, Sketch, block_sketch};
-pub use steps::{DigestLine, Phase, RankRange, SampleLine, Seconds, StepLine, rank_ranges};
+pub use steps::{DigestLine, LossTerm, Phase, RankRange, SampleLine, Seconds, StepLine, rank_ranges};
 
 pub use trace::{
     COMMUNICATION_THREAD, Category, Label, LabelArgs, LabelKind, Span, SpanArgs, TRAINING_THREAD, TraceEvent,

@@ -1,5 +1,7 @@
 //! The lines of `metrics.jsonl`, `samples.jsonl` and `digests.jsonl`.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Digest, LossScale, Real, Sketch};
@@ -15,6 +17,9 @@ pub struct StepLine {
     pub loss: Real,
     /// Each micro-batch's share of `loss`, in micro-batch order: they sum to it.
     pub micro_batch_losses: Vec<Real>,
+    /// What `loss` is the weighted sum of, by name, of a model with more than one loss; else empty. Before their weights.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub loss_terms: BTreeMap<String, LossTerm>,
     /// L2 norm of the reduced gradient before clipping.
     pub gradient_norm: Real,
     /// L2 norm of all parameters after the update.
@@ -25,6 +30,9 @@ pub struct StepLine {
     /// Mean loss per token on the validation split after the update, at the steps that evaluate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_loss: Option<Real>,
+    /// The same for `validation_loss`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub validation_loss_terms: BTreeMap<String, LossTerm>,
     /// Of a step whose gradient was not finite and whose update was therefore left out: the first tensor of which that is
     /// true, in the model's order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -35,7 +43,7 @@ pub struct StepLine {
     /// Where the loss is scaled: the scale of this step, before it was adjusted. All other numbers are those of the loss itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<LossScale>,
-    /// Targets in the global batch: tokens of a text, or images.
+    /// Targets in the global batch, of all losses together: tokens of a text, images, elements of actions.
     pub tokens: u64,
     /// Of rank 0's wall-clock time; not part of any comparison.
     pub tokens_per_second: Real,
@@ -46,6 +54,15 @@ pub struct StepLine {
     /// tell. Not part of any comparison.
     #[serde(default)]
     pub bytes_sent: u64,
+}
+
+/// One of several losses.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LossTerm {
+    /// Mean over `targets`.
+    pub loss: Real,
+    /// Its own targets in the global batch, or in all that an evaluation reads.
+    pub targets: u64,
 }
 
 fn is_zero(count: &u64) -> bool {
@@ -85,7 +102,7 @@ pub struct SampleLine {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// What one micro-batch is made of, as the model is given it: `inputs` and `targets`.
+    /// What one micro-batch is made of, as the model is given it: `inputs`, `targets`, and what else the model learns from.
     Data,
     /// One micro-batch's gradient, before anything is added to it.
     LocalGradient,

@@ -1,10 +1,11 @@
 //! The second pass: two captures of one step side by side, down to the element.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use lockstep_record::{
-    CaptureGroup, CaptureManifest, CapturedTensor, CheckpointManifest, RankRange, RunDir, TensorEntry,
-    TrainingState,
+    CaptureGroup, CaptureManifest, CapturedTensor, CheckpointManifest, Digest, RankRange, RunDir,
+    TensorEntry, TrainingState,
 };
 
 use super::elements::compare_streams;
@@ -198,8 +199,15 @@ fn inputs(golden: &Capture, candidate: &Capture) -> Option<Finding> {
             return Some(("sample ids", ids(&left.samples), ids(&right.samples)));
         }
         let facts = [("inputs", left.inputs, right.inputs), ("targets", left.targets, right.targets)];
-        let (what, left, right) = facts.into_iter().find(|(_, left, right)| left != right)?;
-        Some((what, Value::Digest(left), Value::Digest(right)))
+        if let Some((what, left, right)) = facts.into_iter().find(|(_, left, right)| left != right) {
+            return Some((what, Value::Digest(left), Value::Digest(right)));
+        }
+        let other = |others: &BTreeMap<String, Digest>, name: &str| {
+            others.get(name).map_or(Value::Absent, |&digest| Value::Digest(digest))
+        };
+        let names = left.others.keys().chain(right.others.keys());
+        let name = names.into_iter().find(|&name| left.others.get(name) != right.others.get(name))?;
+        Some((name.as_str(), other(&left.others, name), other(&right.others, name)))
     };
     let different: Vec<usize> = (0..left.len()).filter(|&index| fact(index).is_some()).collect();
     let (what, golden, other) = fact(*different.first()?)?;

@@ -242,8 +242,10 @@ impl Finding {
 
     /// `s on rank 1 only, elements 0–1023 (12 of them) in bucket 4`: it goes on from `differ`.
     fn place(&self) -> String {
-        let plural = matches!(self.tensor.as_deref(), Some("sample ids" | "inputs" | "targets" | "tokens"))
-            || self.phase == Phase::Parameters && self.tensor.as_deref() != Some("parameter_norm");
+        let plural = matches!(
+            self.tensor.as_deref(),
+            Some("sample ids" | "inputs" | "targets" | "tokens" | "actions" | "times")
+        ) || self.phase == Phase::Parameters && self.tensor.as_deref() != Some("parameter_norm");
         let mut text = if plural { String::new() } else { "s".to_owned() };
         match self.phase {
             // Who computed it, or owns it; nobody holds another value of it.
@@ -325,17 +327,22 @@ impl Finding {
         let bucket = self.bucket.map_or_else(String::new, |bucket| format!(" of bucket {bucket}"));
         let tensor = self.tensor.as_deref().unwrap_or_default();
         match self.phase {
-            Phase::Data if matches!(tensor, "inputs" | "targets") => {
+            Phase::Data if matches!(tensor, "inputs" | "targets" | "actions" | "counted") => {
                 "look at how these samples are loaded and changed".to_owned()
             }
+            Phase::Data if matches!(tensor, "noise" | "times") => {
+                "look at what the random numbers of these samples are keyed by".to_owned()
+            }
             Phase::Data => "look at what hands out samples: the sampler's seed, epoch, shares and position after a resume".to_owned(),
-            Phase::Forward if tensor == "validation_loss" => {
+            Phase::Forward if tensor.starts_with("validation_loss") => {
                 "look at the evaluation: its samples, its scale, and whether it sees the updated parameters".to_owned()
             }
             Phase::Forward if tensor == "loss_scale" => {
                 "look at the loss scaler: what a checkpoint keeps of it, and what it counts towards its growth".to_owned()
             }
-            Phase::Forward if tensor == "loss" => "look at how the micro-batches' losses are summed".to_owned(),
+            Phase::Forward if tensor == "loss" || tensor.starts_with("loss_terms.") => {
+                "look at how the micro-batches' losses are summed".to_owned()
+            }
             Phase::Forward if self.began_earlier() => {
                 "look at the steps since then: parameters were not compared in between".to_owned()
             }

@@ -1,8 +1,8 @@
 //! Whether two records of one step part, and in which phase first. Pure.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use lockstep_record::{DigestLine, LossScale, Phase as Recorded, RankRange, Real, StepLine};
+use lockstep_record::{DigestLine, LossScale, LossTerm, Phase as Recorded, RankRange, Real, StepLine};
 
 use super::finding::Phase;
 use super::steps::StepRecord;
@@ -114,6 +114,12 @@ fn data(pair: Pair) -> Compared {
         items.extend(
             different.map(|&(name, left, right)| Item::new(name, Value::text(left), Value::text(right))),
         );
+        for (name, left, right) in terms(&golden.loss_terms, &candidate.loss_terms) {
+            if left.targets != right.targets {
+                let (left, right) = (Value::text(left.targets), Value::text(right.targets));
+                items.push(Item::new(format!("targets of loss_terms.{name}"), left, right));
+            }
+        }
     }
     if let Some(contents) = digests(pair, Recorded::Data) {
         compared.get_or_insert_default().extend(contents);
@@ -140,6 +146,7 @@ fn losses(pair: Pair) -> Compared {
             );
         }
     }
+    items.extend(numbers_of_terms("loss_terms", &golden.loss_terms, &candidate.loss_terms));
     items.extend(number("loss", golden.loss, candidate.loss, Format::F64));
     // It multiplies the loss before backward, and no loss depends on it.
     if golden.loss_scale != candidate.loss_scale {
@@ -147,6 +154,25 @@ fn losses(pair: Pair) -> Compared {
         items.push(Item::new("loss_scale", text(golden.loss_scale), text(candidate.loss_scale)));
     }
     Some(items)
+}
+
+/// Losses that both runs recorded apart.
+fn terms<'a>(
+    golden: &'a BTreeMap<String, LossTerm>,
+    candidate: &'a BTreeMap<String, LossTerm>,
+) -> impl Iterator<Item = (&'a str, &'a LossTerm, &'a LossTerm)> {
+    golden.iter().filter_map(|(name, left)| Some((name.as_str(), left, candidate.get(name)?)))
+}
+
+fn numbers_of_terms(
+    column: &str,
+    golden: &BTreeMap<String, LossTerm>,
+    candidate: &BTreeMap<String, LossTerm>,
+) -> Vec<Item> {
+    let item = |(name, left, right): (&str, &LossTerm, &LossTerm)| {
+        number(&format!("{column}.{name}"), left.loss, right.loss, Format::F64)
+    };
+    terms(golden, candidate).filter_map(item).collect()
 }
 
 fn norm(pair: Pair) -> Compared {
@@ -207,7 +233,10 @@ fn parameters(pair: Pair) -> Compared {
 fn validation(pair: Pair) -> Compared {
     let (golden, candidate) = metrics(pair)?;
     let (left, right) = (golden.validation_loss?, candidate.validation_loss?);
-    Some(number("validation_loss", left, right, Format::F64).into_iter().collect())
+    let (terms, others) = (&golden.validation_loss_terms, &candidate.validation_loss_terms);
+    let mut items = numbers_of_terms("validation_loss_terms", terms, others);
+    items.extend(number("validation_loss", left, right, Format::F64));
+    Some(items)
 }
 
 /// Two recorded numbers, if their bits differ.

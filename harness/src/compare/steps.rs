@@ -1,6 +1,8 @@
 //! Samples and metrics, step by step.
 
-use lockstep_record::{LossScale, Real, SampleLine, StepLine};
+use std::collections::{BTreeMap, BTreeSet};
+
+use lockstep_record::{LossScale, LossTerm, Real, SampleLine, StepLine};
 
 use super::bars::{Bars, Subject, Uncovered};
 use super::difference::{Check, Difference, Event, Place};
@@ -82,6 +84,8 @@ pub fn compare_metrics(
     Ok(Metrics { steps, checks: columns.into_checks() })
 }
 
+/// By name.
+type Terms = BTreeMap<String, LossTerm>;
 /// `65536 after 3 finite steps`
 pub fn scale_text(scale: LossScale) -> String {
     format!("{} after {} finite steps", scale.scale, scale.finite_steps)
@@ -142,6 +146,7 @@ impl<'a> Columns<'a> {
             self.position.same(&left, &right, difference);
         }
         self.compare_micro_batches(golden, candidate);
+        self.compare_terms(step, "loss_terms", &golden.loss_terms, &candidate.loss_terms);
         let values = |field: fn(&StepLine) -> Real| (field(golden), field(candidate));
         self.column(step, Event::Forward, "loss", values(|line| line.loss));
         self.compare_scales(golden, candidate);
@@ -152,6 +157,38 @@ impl<'a> Columns<'a> {
         // Runs may evaluate at different steps: only what both measured can differ.
         if let (Some(left), Some(right)) = (golden.validation_loss, candidate.validation_loss) {
             self.column(step, Event::Validation, "validation_loss", (left, right));
+        }
+        let (left, right) = (&golden.validation_loss_terms, &candidate.validation_loss_terms);
+        self.compare_terms(step, "validation_loss_terms", left, right);
+    }
+
+    /// The losses that a model's loss is the sum of, where both runs recorded them apart.
+    fn compare_terms(&mut self, step: u64, column: &'static str, left: &Terms, right: &Terms) {
+        if left.is_empty() || right.is_empty() {
+            return;
+        }
+        let (event, losses) = match column {
+            "loss_terms" => (Event::Forward, &mut self.losses),
+            _ => (Event::Validation, &mut self.validation_losses),
+        };
+        for name in left.keys().chain(right.keys()).collect::<BTreeSet<_>>() {
+            let (what, one, other) = (format!("{column}.{name}"), left.get(name), right.get(name));
+            let (Some(one), Some(other)) = (one, other) else {
+                let recorded = |term: Option<&LossTerm>| Value::optional(term.map(|_| "recorded"));
+                losses.differ(Difference::new(Place::at(step, event, what), recorded(one), recorded(other)));
+                continue;
+            };
+            self.position.same(&one.targets, &other.targets, || {
+                let place = Place::at(step, Event::Data, format!("targets of {what}"));
+                Difference::new(place, Value::text(one.targets), Value::text(other.targets))
+            });
+            let (subject, values) = (Subject::column(step, &what), (one.loss, other.loss));
+            match self.bars.value(subject, values) {
+                None => self.uncovered.note(subject),
+                Some(mode) => {
+                    losses.reals(mode, values, Format::F64, || Place::at(step, event, what.clone()));
+                }
+            }
         }
     }
 

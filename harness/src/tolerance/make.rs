@@ -212,7 +212,9 @@ impl Measured {
 
     /// Whether nothing has been added in another order yet: then a candidate must have the same bits.
     fn comes_first(&self, step: u64, series: &Series) -> bool {
-        let forward = matches!(series.name.as_str(), "loss" | "micro_batch_losses") && series.phase.is_none();
+        let forward = series.phase.is_none()
+            && (matches!(series.name.as_str(), "loss" | "micro_batch_losses")
+                || series.name.starts_with("loss_terms."));
         let gradients = self.perturbations[0].of == Perturbed::Gradients;
         let untouched = step == self.first_step && (forward || series.phase == Some(Phase::LocalGradient));
         gradients && (untouched || step < self.first_step)

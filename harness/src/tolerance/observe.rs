@@ -55,15 +55,19 @@ pub type Steps = BTreeMap<u64, BTreeMap<usize, Observation>>;
 
 /// The columns of the metrics that are numbers computed from tensors, by name. The learning rate is not among them: it is a
 /// function of the step.
-fn columns(line: &StepLine) -> Vec<(&'static str, Real)> {
-    let mut columns = vec![
+fn columns(line: &StepLine) -> Vec<(String, Real)> {
+    let columns = [
         ("loss", line.loss),
         ("gradient_norm", line.gradient_norm),
         ("clip_coefficient", line.clip_coefficient),
         ("parameter_norm", line.parameter_norm),
     ];
-    columns.extend(line.validation_loss.map(|loss| ("validation_loss", loss)));
-    columns
+    let columns = columns.into_iter().chain(line.validation_loss.map(|loss| ("validation_loss", loss)));
+    let columns = columns.map(|(name, value)| (name.to_owned(), value));
+    let terms = line.loss_terms.iter().map(|(name, term)| (format!("loss_terms.{name}"), term.loss));
+    let of_validation = line.validation_loss_terms.iter();
+    let validation = of_validation.map(|(name, term)| (format!("validation_loss_terms.{name}"), term.loss));
+    columns.chain(terms).chain(validation).collect()
 }
 
 /// Reads a run's metrics and digests.
@@ -76,7 +80,7 @@ pub fn observe(run: &RunDir, names: &mut Names) -> Result<Steps, CompareError> {
             let series = Series { phase: None, micro_batch, name: name.into() };
             step.insert(names.number(series), Observation { value: value.0, sketch: None });
         };
-        columns(&line).into_iter().for_each(|(name, value)| note(None, name, value));
+        columns(&line).into_iter().for_each(|(name, value)| note(None, &name, value));
         for (index, loss) in (0u32..).zip(&line.micro_batch_losses) {
             note(Some(index), "micro_batch_losses", *loss);
         }

@@ -68,6 +68,10 @@ fn types_and_bounds() {
         ("optim.kind=lion", "found \"lion\"; give adamw | sgd"),
         ("model.dropout=1", "found 1; give a number from 0 below 1"),
         ("model.context=0", "found 0; give a whole number from 1 to 1048576"),
+        ("model.turns=65", "found 65; give a whole number from 1 to 64"),
+        ("model.chunk=0", "found 0; give a whole number from 1 to 256"),
+        ("model.ar_weight=-0.5", "found -0.5; give a number from 0 to 1000000"),
+        ("model.fm_weight=.inf", "found .inf, which is not a finite number; give a number from 0 to 1000000"),
         ("model.layers=2.0", "found 2.0; give a whole number from 1 to 65536"),
         ("run.deterministic=yes", "found \"yes\"; give true or false"),
         ("run.threads_per_rank=1025", "found 1025; give a whole number from 1 to 1024"),
@@ -193,6 +197,37 @@ fn precisions_that_do_not_fit_the_rest() {
     assert_eq!(accepted(&["precision=fp16", "scaler.init_scale=1024", "reduce_dtype=fp16"]), Ok(()));
     assert_eq!(accepted(&["precision=fp16", "scaler.enabled=never", "parallel.compression=bf16"]), Ok(()));
     assert_eq!(accepted(&["precision=bf16", "reduce_dtype=bf16"]), Ok(()));
+}
+
+#[test]
+fn a_vla_that_has_nothing_to_learn_or_cannot_be_built() {
+    let base = ["model.kind=vla", "data.kind=arm", "data.path=embedded:reach"];
+    let error = |sets: &[&str]| Folder::new(&[]).error(&[], &[&base, sets].concat());
+    let cases: [(&[&str], &str); 5] = [
+        (
+            &["model.fm_weight=0", "model.ar_weight=0"],
+            "--set model.ar_weight=0: model.ar_weight: this and model.fm_weight are 0: there is nothing to learn; give one \
+             of them a number above 0",
+        ),
+        (
+            &["model.heads=1", "model.width=33"],
+            "--set model.width=33: model.width: 33 is odd: a time becomes as many sines as cosines; give an even number",
+        ),
+        (
+            &["model.positions=rotary"],
+            "a vla's positions are learned: not only tokens have them; choose learned",
+        ),
+        (
+            &["data.path=/tmp"],
+            "an arm is simulated by the program, not read from a file; set it to embedded:reach",
+        ),
+        (&["data.augment=true"], "only images can be augmented; set it to false"),
+    ];
+    for (sets, expected) in cases {
+        let message = error(sets);
+        assert!(message.ends_with(expected), "{message}");
+    }
+    assert!(Folder::new(&[]).load(&[], &[&base[..], &["model.fm_weight=0"]].concat()).is_ok());
 }
 
 #[test]

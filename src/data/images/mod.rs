@@ -140,8 +140,8 @@ impl Corpus for Images {
     }
 
     /// An image has one class.
-    fn targets_per_sample(&self) -> usize {
-        1
+    fn targets(&self, _: Split, ids: &[u64]) -> Result<Vec<u64>, DataError> {
+        Ok(vec![ids.len() as u64])
     }
 
     fn batch(&self, split: Split, ids: &[u64], epochs: Option<&[u64]>) -> Result<Samples, DataError> {
@@ -164,6 +164,7 @@ impl Corpus for Images {
             input_shape: vec![count, CHANNELS as i64, SIDE as i64, SIDE as i64],
             targets,
             target_shape: vec![count],
+            actions: None,
         })
     }
 }

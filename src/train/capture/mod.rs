@@ -67,6 +67,12 @@ impl Capture {
             samples: samples.to_vec(),
             inputs: bytes_digest(&batch.inputs)?,
             targets: bytes_digest(&batch.targets)?,
+            others: batch
+                .contents()
+                .into_iter()
+                .skip(2)
+                .map(|(name, tensor)| Ok((name.to_owned(), bytes_digest(tensor)?)))
+                .collect::<Result<_, Failure>>()?,
             loss: Real(loss),
         };
         self.report.micro_batches.push((index, micro_batch));

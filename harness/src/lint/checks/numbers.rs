@@ -23,6 +23,14 @@ pub fn finite(_: &Context, _: Option<&StepFacts>, step: &StepFacts) -> Looked {
         for (name, value) in columns {
             looked.holds(value.0.is_finite(), || at(format!("{name} is {value}")));
         }
+        for (name, term) in line.loss_terms.iter().filter(|_| !skipped) {
+            looked.holds(term.loss.0.is_finite(), || at(format!("the loss {name} is {}", term.loss)));
+        }
+        for (name, term) in &line.validation_loss_terms {
+            looked.holds(term.loss.0.is_finite(), || {
+                at(format!("the validation loss {name} is {}", term.loss))
+            });
+        }
         for (index, loss) in line.micro_batch_losses.iter().enumerate().filter(|_| !skipped) {
             looked.holds(loss.0.is_finite(), || {
                 at(format!("the loss of a micro-batch is {loss}")).in_micro_batch(u32::try_from(index).ok())
