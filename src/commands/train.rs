@@ -7,9 +7,13 @@ use lockstep_record::{Ended, RunDir, exit};
 use super::config::resolve;
 use super::{manifest, plan, resume};
 use crate::cli::{Exchanged, Train};
-use crate::comm::{Comm, Threading};
-use crate::config::Resolved;
-use crate::launch::{Failure, StopRequest, end_all_ranks_on_panic, environment_rank, join, together};
+use crate::comm::nccl::{Memories, prepare_log};
+use crate::comm::{Comm, CommError, Threading};
+use crate::config::schema::Backend;
+use crate::config::{Config, Resolved};
+use crate::launch::{
+    Compute, Failure, StopRequest, end_all_ranks_on_panic, environment_rank, join, together, visible_gpus,
+};
 use crate::metrics::{Recorder, start_logging};
 use crate::perturb;
 use crate::session::Session;
@@ -32,8 +36,15 @@ pub fn train(arguments: &Train) -> i32 {
                 return exit::USAGE;
             }
         };
-    match join(&resolved.config.parallel, &environment) {
-        Ok(comm) => conclude(&*comm, run(&*comm, &resolved, arguments)),
+    let compute = Compute::choose(resolved.config.run.device, &visible_gpus);
+    // Where CUDA is missing, the ranks say so together.
+    let memories = compute.as_ref().map_or(Memories::Device, |compute| compute.memories());
+    if memories == Memories::Device || resolved.config.parallel.backend == Backend::Nccl {
+        // SAFETY: no thread has been started yet.
+        unsafe { prepare_log(&run_dir(arguments, &resolved.config)) };
+    }
+    match join(&resolved.config.parallel, memories, &environment) {
+        Ok(comm) => conclude(&*comm, run(&*comm, &resolved, arguments, compute)),
         Err(failure) => {
             eprintln!("lockstep: {}", failure.message);
             crate::comm::abort_world(failure.exit_code);
@@ -72,8 +83,15 @@ fn conclude(comm: &dyn Comm, result: Result<i32, Failure>) -> i32 {
 }
 
 /// Returns the exit code.
-fn run(comm: &dyn Comm, resolved: &Resolved, arguments: &Train) -> Result<i32, Failure> {
+fn run(
+    comm: &dyn Comm,
+    resolved: &Resolved,
+    arguments: &Train,
+    compute: Result<Compute, String>,
+) -> Result<i32, Failure> {
     let config = &resolved.config;
+    together(comm, exit::BOOTSTRAP, compute)?;
+    comm.prepare()?;
     resolved.validate_world(comm.size())?;
     prepare_libtorch(config.run.threads_per_rank, config.run.deterministic)?;
     let mut session = Session::build(config, comm, arguments.comm == Exchanged::None)?;
@@ -90,12 +108,12 @@ fn run(comm: &dyn Comm, resolved: &Resolved, arguments: &Train) -> Result<i32, F
 /// Trains, and writes the run record.
 fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
     let (comm, config) = (session.comm, session.config);
-    let run_dir = arguments.run_dir.clone().unwrap_or_else(|| config.run.dir.join(&config.run.name));
-    let run_dir = RunDir::new(run_dir);
+    let run_dir = run_dir(arguments, config);
     let stop_request = together(comm, exit::INTERNAL, StopRequest::listen())?;
     let lock = resume::claim(comm, &run_dir, arguments.resume.is_some())?;
     together(comm, exit::INTERNAL, start_logging(&run_dir, comm.rank()))?;
     comm.record_to(&run_dir);
+    comm.connect().map_err(not_connected)?;
     warn_of_threads(comm);
     if arguments.trace {
         open_trace(&session, &run_dir)?;
@@ -138,6 +156,17 @@ fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
         eprintln!("{}", plan::closing_line(&ending, &run_dir));
     }
     Ok(ending.exit_code())
+}
+
+/// Where the run record goes.
+fn run_dir(arguments: &Train, config: &Config) -> RunDir {
+    RunDir::new(arguments.run_dir.clone().unwrap_or_else(|| config.run.dir.join(&config.run.name)))
+}
+
+/// What breaks before there is a world has broken the start.
+fn not_connected(error: CommError) -> Failure {
+    let failure = Failure::from(error);
+    Failure { exit_code: exit::BOOTSTRAP, ..failure }
 }
 
 /// All ranks begin their traces on rank 0's clock.

@@ -1,9 +1,11 @@
 //! The few parts of libtorch that tch does not wrap, behind safe functions.
 
 mod allocator;
+mod cuda;
 mod hooks;
 
 pub use allocator::keep_freed_memory;
+pub use cuda::{DeviceBuffer, Stream, cuda_devices, load_cuda, set_cuda_repeatable};
 pub use hooks::GradientHooks;
 
 use std::ffi::{CStr, c_char, c_void};
@@ -55,6 +57,12 @@ unsafe extern "C" {
 #[derive(Debug, thiserror::Error)]
 #[error("libtorch: {0}")]
 pub struct TorchError(String);
+
+impl From<TchError> for TorchError {
+    fn from(error: TchError) -> Self {
+        Self(error.to_string())
+    }
+}
 
 fn check(succeeded: bool) -> Result<(), TorchError> {
     if succeeded {
