@@ -134,7 +134,7 @@ pub enum Exchanged {
     None,
 }
 
-/// Jobs: train, smoke, one-node, many-nodes, zero1, verify, strong-scaling, weak-scaling, sensitivity, profile-nsys,
+/// Jobs: train, smoke, one-node, many-nodes, zero1, verify, gpu-acceptance, strong-scaling, weak-scaling, sensitivity, profile-nsys,
 /// profile-ncu, requeue. docs/jobs.md describes them, and the site file.
 #[derive(Args, Debug)]
 pub struct Launch {

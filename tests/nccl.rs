@@ -189,6 +189,21 @@ fn a_gpu_that_is_asked_for_and_not_there_is_refused() {
     is_refused(Launch::ranks(2).set("run.device=cuda"), "run.device is cuda, but there is no NVIDIA driver");
 }
 
+/// Where there is no GPU it says so, and that nothing was proved.
+#[test]
+fn the_acceptance_of_gpus_says_when_there_are_none() {
+    let listed = std::process::Command::new("nvidia-smi").arg("--list-gpus").output();
+    if listed.is_ok_and(|output| output.stdout.starts_with(b"GPU ")) {
+        eprintln!("skipped: there are GPUs here");
+        return;
+    }
+    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("ci/gpu-acceptance");
+    let output = std::process::Command::new(script).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(exit::NOTHING_TO_DO), "{text}");
+    assert!(text.contains("lists no GPU here"), "{text}");
+}
+
 /// Known answers of every operation and format, on all ranks.
 #[test]
 fn the_doctor_tries_nccl_out() {

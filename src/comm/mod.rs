@@ -57,6 +57,10 @@ pub struct Incoming<'a> {
 pub trait Comm {
     fn rank(&self) -> usize;
     fn size(&self) -> usize;
+    /// Among the ranks of this machine, from 0: which of its devices is this rank's.
+    fn local_rank(&self) -> usize {
+        0
+    }
     /// As the run record spells it: `solo`, `mpi`, `nccl`, `nccl-double`.
     fn name(&self) -> &'static str;
 

@@ -7,6 +7,7 @@ use lockstep_record::{Manifest, Nccl, Processor, Program, RECORD_VERSION, RankIn
 
 use super::resume::Start;
 use crate::comm::MpiComm;
+use crate::config::env::CUBLAS_WORKSPACE;
 use crate::launch::{Failure, image_digest};
 use crate::session::Session;
 use crate::torch;
@@ -70,8 +71,14 @@ fn versions(session: &Session) -> BTreeMap<String, String> {
         let version = build.split_once(start).and_then(|(_, rest)| rest.split([' ', '-', '\n']).next());
         versions.extend(version.map(|version| (name.to_owned(), version.to_owned())));
     }
+    let on_gpu = session.device != tch::Device::Cpu;
+    let cuda = on_gpu.then_some(CUBLAS_WORKSPACE);
+    if on_gpu {
+        let kernels = if session.config.run.deterministic { "deterministic" } else { "free" };
+        versions.insert("cudnn".into(), format!("{kernels}, no TF32"));
+    }
     // Switches of the libraries that move bits.
-    for name in ["ATEN_CPU_CAPABILITY", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA"] {
+    for name in ["ATEN_CPU_CAPABILITY", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA"].into_iter().chain(cuda) {
         versions.extend(std::env::var(name).ok().map(|value| (name.to_owned(), value)));
     }
     versions.extend(session.comm.nccl().map(|nccl| ("nccl".to_owned(), nccl.version)));

@@ -9,6 +9,7 @@ use super::{manifest, plan, resume};
 use crate::cli::{Exchanged, Train};
 use crate::comm::nccl::{Memories, prepare_log};
 use crate::comm::{Comm, CommError, Threading};
+use crate::config::env::CUBLAS_WORKSPACE;
 use crate::config::schema::Backend;
 use crate::config::{Config, Resolved};
 use crate::launch::{
@@ -17,6 +18,7 @@ use crate::launch::{
 use crate::metrics::{Recorder, start_logging};
 use crate::perturb;
 use crate::session::Session;
+use crate::torch::set_cuda_repeatable;
 use crate::trace::offset_to_rank_0;
 use crate::train::{self, Course};
 
@@ -37,6 +39,10 @@ pub fn train(arguments: &Train) -> i32 {
             }
         };
     let compute = Compute::choose(resolved.config.run.device, &visible_gpus);
+    if compute == Ok(Compute::Cuda) {
+        // SAFETY: no thread of ours has been started yet, and cuBLAS reads it when it is first used.
+        unsafe { fix_cublas_workspace(resolved.config.run.deterministic) };
+    }
     // Where CUDA is missing, the ranks say so together.
     let memories = compute.as_ref().map_or(Memories::Device, |compute| compute.memories());
     if memories == Memories::Device || resolved.config.parallel.backend == Backend::Nccl {
@@ -90,12 +96,16 @@ fn run(
     compute: Result<Compute, String>,
 ) -> Result<i32, Failure> {
     let config = &resolved.config;
-    together(comm, exit::BOOTSTRAP, compute)?;
+    let compute = together(comm, exit::BOOTSTRAP, compute)?;
     comm.prepare()?;
     resolved.validate_world(comm.size())?;
     prepare_libtorch(config.run.threads_per_rank, config.run.deterministic)?;
+    if compute == Compute::Cuda {
+        set_cuda_repeatable(config.run.deterministic, false)?;
+    }
     let mut session = Session::build(config, comm, arguments.comm == Exchanged::None)?;
     session.perturbation = arguments.perturb;
+    session.device = compute.device(comm.local_rank());
     if arguments.dry_run {
         if comm.rank() == 0 {
             print!("{}", plan::describe(&session));
@@ -206,6 +216,17 @@ fn record_start(session: &mut Session, run: &RunDir, recorder: Option<&mut Recor
     match session.config.checkpoint.at_start {
         true => train::save_checkpoint(session, run, 0),
         false => Ok(()),
+    }
+}
+
+/// cuBLAS repeats its bits only with a workspace of fixed size (NVIDIA's manual, "Results Reproducibility").
+///
+/// # Safety
+/// No other thread reads the environment meanwhile.
+unsafe fn fix_cublas_workspace(deterministic: bool) {
+    if deterministic && std::env::var_os(CUBLAS_WORKSPACE).is_none() {
+        // SAFETY: as the caller promises.
+        unsafe { std::env::set_var(CUBLAS_WORKSPACE, ":4096:8") };
     }
 }
 

@@ -44,6 +44,9 @@ pub const IMAGE_FILES: [&str; 2] = ["APPTAINER_CONTAINER", "SINGULARITY_CONTAINE
 /// and the tests also set these, for threads that a library starts on its own.
 pub const THREADS: [&str; 2] = ["OMP_NUM_THREADS", "MKL_NUM_THREADS"];
 
+/// How cuBLAS divides its memory, on which its bits depend.
+pub const CUBLAS_WORKSPACE: &str = "CUBLAS_WORKSPACE_CONFIG";
+
 /// Every variable. What feeds a value of the configuration is named in the YAML itself, as `${NAME}`.
 pub const VARIABLES: &[Variable] = &[
     Variable {
@@ -228,7 +231,7 @@ pub const VARIABLES: &[Variable] = &[
         reader: "CUDA",
     },
     Variable {
-        name: "CUBLAS_WORKSPACE_CONFIG",
+        name: CUBLAS_WORKSPACE,
         meaning: "Memory of cuBLAS. With `run.deterministic` on a GPU it is set to `:4096:8` unless it is set already.",
         default: "cuBLAS's own",
         reader: "CUDA's libraries",

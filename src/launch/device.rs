@@ -28,6 +28,14 @@ impl Compute {
         }
     }
 
+    /// The device of the rank that has this number on its machine.
+    pub fn device(self, local_rank: usize) -> tch::Device {
+        match self {
+            Self::Cpu => tch::Device::Cpu,
+            Self::Cuda => tch::Device::Cuda(local_rank % crate::torch::cuda_devices().max(1)),
+        }
+    }
+
     /// Where gradients come from.
     pub fn memories(self) -> Memories {
         match self {

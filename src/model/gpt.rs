@@ -178,7 +178,8 @@ fn rotary_table(context: i64, head_width: i64) -> (Tensor, Tensor) {
 fn rotate(x: &Tensor, (cos, sin): &(Tensor, Tensor)) -> Result<Tensor, TchError> {
     let halves = x.f_chunk(2, -1)?;
     let turned = Tensor::f_cat(&[halves[1].f_neg()?, halves[0].shallow_clone()], -1)?;
-    x.f_mul(cos)?.f_add(&turned.f_mul(sin)?)
+    let here = |table: &Tensor| table.f_to_device(x.device());
+    x.f_mul(&here(cos)?)?.f_add(&turned.f_mul(&here(sin)?)?)
 }
 
 #[cfg(test)]

@@ -142,6 +142,9 @@ pub fn fused_sgd(
 /// `torch.nn.functional.gelu(x, approximate="tanh")`, bit for bit, forward and backward; faster in training on one
 /// thread: see gelu.cpp.
 pub fn gelu_tanh(x: &Tensor) -> Result<Tensor, TchError> {
+    if x.device() != tch::Device::Cpu {
+        return x.f_gelu("tanh");
+    }
     let mut result = std::ptr::null_mut();
     // SAFETY: both pointers are valid for the call; the result is a tensor of ours if it succeeded.
     unsafe {

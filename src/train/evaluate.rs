@@ -33,7 +33,7 @@ fn validation_loss(session: &Session) -> Result<f64, Failure> {
         let first = (micro_batch * size) as u64;
         let ids: Vec<u64> = (first..first + size as u64).map(|id| id % available).collect();
         let batch = session.micro_batch(Split::Validation, &ids, None)?;
-        let loss = tch::no_grad(|| session.model.loss(&session.weights(), &batch, dropout.as_ref()))?;
+        let loss = tch::no_grad(|| session.loss(&batch, dropout.as_ref()))?;
         losses.push(loss.f_div_scalar(tokens)?.f_double_value(&[])?);
     }
     Ok(sum_scalars(&gather_losses(session, &losses)?))

@@ -73,7 +73,7 @@ pub fn forward_backward(
         };
         local.masks.extend(dropout.evidence());
         watch.enter(Category::Forward, About::micro_batch(micro_batch));
-        let loss = session.model.loss(&session.weights(), &batch, Some(&dropout))?.f_div_scalar(tokens)?;
+        let loss = session.loss(&batch, Some(&dropout))?.f_div_scalar(tokens)?;
         local.losses.push(loss.f_double_value(&[])?);
         watch.enter(Category::Backward, About::micro_batch(micro_batch));
         let loss = planted::scale(step, micro_batch, loss);

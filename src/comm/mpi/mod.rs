@@ -53,11 +53,6 @@ pub struct MpiComm {
 unsafe impl Send for MpiComm {}
 
 impl MpiComm {
-    /// Among the ranks that share memory with this one, from 0.
-    pub(in crate::comm) fn local_rank(&self) -> usize {
-        self.local_rank
-    }
-
     pub(in crate::comm) fn watchdog(&self) -> &Watchdog {
         &self.watchdog
     }
@@ -279,6 +274,10 @@ impl Comm for MpiComm {
 
     fn size(&self) -> usize {
         self.size
+    }
+
+    fn local_rank(&self) -> usize {
+        self.local_rank
     }
 
     fn name(&self) -> &'static str {

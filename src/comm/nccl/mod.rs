@@ -219,6 +219,10 @@ impl Comm for NcclComm {
         self.mpi.size()
     }
 
+    fn local_rank(&self) -> usize {
+        self.mpi.local_rank()
+    }
+
     fn name(&self) -> &'static str {
         match self.plane.get().and_then(|plane| plane.library().double.as_ref()) {
             None => "nccl",
