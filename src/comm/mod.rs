@@ -61,6 +61,7 @@ pub trait Comm {
     fn local_rank(&self) -> usize {
         0
     }
+
     /// As the run record spells it: `solo`, `mpi`, `nccl`, `nccl-double`.
     fn name(&self) -> &'static str;
 
