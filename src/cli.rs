@@ -97,6 +97,9 @@ pub struct Doctor {
     /// A file that NCCL wrote with NCCL_DEBUG=INFO; may be given again [default: what NCCL_DEBUG_FILE names]
     #[arg(long, value_name = "FILE")]
     pub nccl_log: Vec<PathBuf>,
+    /// Also move data through NCCL on all ranks: sums and messages with known answers, and bandwidth by size
+    #[arg(long)]
+    pub nccl_test: bool,
     /// How long MPI may take to start and to answer
     #[arg(long, value_name = "SECONDS", default_value_t = 60.0, value_parser = seconds)]
     pub limit: f64,
@@ -131,7 +134,7 @@ pub enum Exchanged {
     None,
 }
 
-/// Jobs: train, smoke, one-node, many-nodes, zero1, verify, strong-scaling, weak-scaling, sensitivity, profile-nsys,
+/// Jobs: train, smoke, one-node, many-nodes, zero1, verify, gpu-acceptance, strong-scaling, weak-scaling, sensitivity, profile-nsys,
 /// profile-ncu, requeue. docs/jobs.md describes them, and the site file.
 #[derive(Args, Debug)]
 pub struct Launch {

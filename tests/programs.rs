@@ -11,6 +11,7 @@ mod gradients;
 mod launch;
 mod launch_jobs;
 mod lint;
+mod nccl;
 #[cfg(feature = "mutations")]
 mod negative_controls;
 mod overlap;

@@ -1,4 +1,4 @@
-//! How ranks exchange data: one trait, an implementation without communication and one over MPI.
+//! How ranks exchange data: one trait, an implementation without communication, one over MPI, and one over NCCL and MPI.
 
 mod call;
 mod check;
@@ -6,6 +6,7 @@ mod doing;
 mod flight;
 mod inquiry;
 mod mpi;
+pub mod nccl;
 mod patience;
 mod side_channel;
 mod solo;
@@ -28,6 +29,12 @@ pub enum CommError {
         i32::MAX
     )]
     TooLarge { operation: &'static str, elements: usize },
+    /// The way to the other ranks is broken, here or elsewhere: nothing can be sent any more.
+    #[error("{operation}: {reason}")]
+    Broken { operation: &'static str, reason: String },
+    /// All ranks have this error, before anything was connected: something is missing or does not fit.
+    #[error("{message}")]
+    Refused { message: String },
     /// All ranks have this error, and no data have moved.
     #[error("{message}\nNo data have moved; this is a bug, found by parallel.check_collectives")]
     Mismatch { message: String },
@@ -50,12 +57,34 @@ pub struct Incoming<'a> {
 pub trait Comm {
     fn rank(&self) -> usize;
     fn size(&self) -> usize;
-    /// As the run record spells it: `solo`, `mpi`.
+    /// Among the ranks of this machine, from 0: which of its devices is this rank's.
+    fn local_rank(&self) -> usize {
+        0
+    }
+
+    /// As the run record spells it: `solo`, `mpi`, `nccl`, `nccl-double`.
     fn name(&self) -> &'static str;
 
     /// The same ranks once more, for a communication thread: what is called there and here does not mix. None where
     /// there is nobody to talk to, or where the library lets only one thread talk.
     fn for_another_thread(&self) -> Result<Option<Box<dyn Comm + Send>>, CommError>;
+
+    /// Loads what gradients and parameters move through, where that is not MPI itself, and gives each rank its device; all
+    /// ranks call it first.
+    fn prepare(&self) -> Result<(), CommError> {
+        Ok(())
+    }
+
+    /// Connects what gradients and parameters move through, where that is not MPI itself; all ranks call it, after
+    /// [`Comm::record_to`] and before the first step.
+    fn connect(&self) -> Result<(), CommError> {
+        Ok(())
+    }
+
+    /// Of the NCCL that data move through, if they do.
+    fn nccl(&self) -> Option<nccl::NcclFacts> {
+        None
+    }
 
     /// The training begins a step. This and [`Comm::at_bucket`] are for messages and the flight recorder only.
     fn at_step(&self, _step: u64) {}

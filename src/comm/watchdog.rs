@@ -38,8 +38,12 @@ struct Shared {
     progressed_us: AtomicU64,
     recorder: Mutex<FlightRecorder>,
     run: OnceLock<RunDir>,
+    /// What else must stop before the ranks end.
+    last_act: OnceLock<LastAct>,
     side_channel: OnceLock<SideChannel>,
 }
+
+type LastAct = Box<dyn Fn() + Send + Sync>;
 
 /// A collective in progress: dropped when it is done.
 pub struct Watch<'a> {
@@ -80,6 +84,7 @@ impl Watchdog {
             progressed_us: AtomicU64::new(0),
             recorder: Mutex::default(),
             run: OnceLock::new(),
+            last_act: OnceLock::new(),
             side_channel: OnceLock::new(),
         });
         let (stop, stopped) = channel();
@@ -92,6 +97,11 @@ impl Watchdog {
     /// From now on the watchdogs ask one another.
     pub fn connect(&self, side_channel: SideChannel) {
         let _ = self.shared.side_channel.set(side_channel);
+    }
+
+    /// What the watching thread does before it ends all ranks. It may take [`ENDED_WITHIN`] at most.
+    pub fn before_the_end(&self, act: impl Fn() + Send + Sync + 'static) {
+        let _ = self.shared.last_act.set(Box::new(act));
     }
 
     /// Where the flight recorder is written. The files of an earlier execution are moved aside.
@@ -186,6 +196,9 @@ impl Shared {
         eprintln!("lockstep: {message}");
         tracing::error!("{message}");
         self.dump();
+        if let Some(act) = self.last_act.get() {
+            act();
+        }
         (self.end_all_ranks)(exit::WATCHDOG);
         std::process::exit(exit::WATCHDOG)
     }

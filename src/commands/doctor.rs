@@ -6,12 +6,16 @@ use lockstep_record::exit;
 
 use super::config::resolve;
 use crate::cli::Doctor;
-use crate::comm::Comm;
+use crate::comm::nccl::{Memories, NcclComm};
+use crate::comm::{Comm, MpiComm};
 use crate::config::Resolved;
+use crate::config::schema::{Device, Parallel};
 use crate::doctor::{
     Examination, Facts, Finding, MPI_START, Outcome, Report, Request, examine, gather, local,
 };
-use crate::launch::{Failure, end_all_ranks_on_panic, environment_rank, join_unchecked};
+use crate::launch::{
+    Compute, Failure, end_all_ranks_on_panic, environment_rank, join_unchecked, together, visible_gpus,
+};
 
 /// The others report as well, and a launcher ends them all at the first exit.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -67,13 +71,58 @@ fn examine_world(arguments: &Doctor, resolved: Resolved, request: &Request) -> i
     let mut parallel = resolved.config.parallel;
     // Messages of the watchdog are better than the end of this process from outside.
     parallel.timeout_s = parallel.timeout_s.min(arguments.limit / 2.0);
-    let joined = join_unchecked(&parallel, &|name| std::env::var(name).ok());
-    let result = joined.and_then(|comm| report_together(&*comm, mine, arguments, request));
+    let environment = |name: &str| std::env::var(name).ok();
+    let result = match arguments.nccl_test {
+        true => test_nccl(&parallel, resolved.config.run.device, |comm| {
+            report_together(comm, mine, arguments, request)
+        }),
+        false => join_unchecked(&parallel, Memories::Host, &environment)
+            .and_then(|comm| report_together(&*comm, mine, arguments, request)),
+    };
     result.unwrap_or_else(|failure| {
         eprintln!("lockstep: {}", failure.message);
         crate::comm::abort_world(exit::INTERNAL);
         exit::INTERNAL
     })
+}
+
+/// Moves data through NCCL after the report, whatever that says: both are printed.
+fn test_nccl(
+    parallel: &Parallel,
+    device: Device,
+    report: impl FnOnce(&dyn Comm) -> Result<i32, Failure>,
+) -> Result<i32, Failure> {
+    let compute = Compute::choose(device, &visible_gpus);
+    let memories = compute.as_ref().map_or(Memories::Device, |compute| compute.memories());
+    let mpi = MpiComm::start(parallel).map_err(|error| Failure::alone(exit::BOOTSTRAP, error))?;
+    let comm = NcclComm::over(mpi, memories);
+    let mut exit_code = report(&comm)?;
+    let tried = together(&comm, exit::BOOTSTRAP, compute)
+        .and_then(|_| Ok(comm.prepare()?))
+        .and_then(|()| Ok(comm.connect()?))
+        .and_then(|()| Ok(comm.self_test()?));
+    match tried {
+        Ok(trials) => {
+            if trials.iter().any(|trial| trial.error.is_some()) {
+                exit_code = exit::BOOTSTRAP;
+            }
+            if comm.rank() == 0 {
+                let version = comm.nccl().map(|nccl| nccl.version).unwrap_or_default();
+                println!("nccl     NCCL {version} on {} ranks", comm.size());
+                trials.iter().for_each(|trial| println!("{}", trial.text()));
+            }
+        }
+        // All ranks know it, and one speaks.
+        Err(failure) if failure.shared => {
+            if comm.rank() == 0 {
+                println!("nccl     not tried: {}", failure.message);
+            }
+            exit_code = exit::BOOTSTRAP;
+        }
+        Err(failure) => return Err(failure),
+    }
+    comm.barrier()?;
+    Ok(exit_code)
 }
 
 fn report_together(

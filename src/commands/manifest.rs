@@ -1,12 +1,13 @@
 //! The manifest's facts about this execution.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use lockstep_record::{Manifest, Processor, Program, RECORD_VERSION, RankInfo, Segment};
+use lockstep_record::{Manifest, Nccl, Processor, Program, RECORD_VERSION, RankInfo, Segment};
 
 use super::resume::Start;
 use crate::comm::MpiComm;
+use crate::config::env::CUBLAS_WORKSPACE;
 use crate::launch::{Failure, image_digest};
 use crate::session::Session;
 use crate::torch;
@@ -41,6 +42,7 @@ pub fn segment(session: &Session, start: &Start) -> Result<Segment, Failure> {
         mutation: crate::mutate::planted(),
         perturbation: session.perturbation,
         backend: session.comm.name().into(),
+        nccl: nccl(session)?,
         threads_per_rank: tch::get_num_threads() as u32,
         cpu_capability: torch::cpu_capability(),
         versions: versions(session),
@@ -69,16 +71,33 @@ fn versions(session: &Session) -> BTreeMap<String, String> {
         let version = build.split_once(start).and_then(|(_, rest)| rest.split([' ', '-', '\n']).next());
         versions.extend(version.map(|version| (name.to_owned(), version.to_owned())));
     }
+    let on_gpu = session.device != tch::Device::Cpu;
+    let cuda = on_gpu.then_some(CUBLAS_WORKSPACE);
+    if on_gpu {
+        let kernels = if session.config.run.deterministic { "deterministic" } else { "free" };
+        versions.insert("cudnn".into(), format!("{kernels}, no TF32"));
+    }
     // Switches of the libraries that move bits.
-    for name in ["ATEN_CPU_CAPABILITY", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA"] {
+    for name in ["ATEN_CPU_CAPABILITY", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA"].into_iter().chain(cuda) {
         versions.extend(std::env::var(name).ok().map(|value| (name.to_owned(), value)));
     }
-    if session.comm.name() == "mpi" {
+    versions.extend(session.comm.nccl().map(|nccl| ("nccl".to_owned(), nccl.version)));
+    if session.comm.name() != "solo" {
         versions.insert("mpi".into(), MpiComm::library_version());
     }
     let threads = session.comm.thread_level().map(|level| format!("{level:?}").to_lowercase());
     versions.extend(threads.map(|level| ("mpi_threads".to_owned(), level)));
     versions
+}
+
+/// What rank 0 loaded, and the ways that any rank's data take.
+fn nccl(session: &Session) -> Result<Option<Nccl>, Failure> {
+    let Some(facts) = session.comm.nccl() else { return Ok(None) };
+    let all = session.comm.all_gather_bytes(facts.transports.join(" ").as_bytes())?;
+    let texts: Vec<String> = all.iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect();
+    let transports: BTreeSet<&str> = texts.iter().flat_map(|text| text.split_whitespace()).collect();
+    let transports = transports.into_iter().map(ToOwned::to_owned).collect();
+    Ok(Some(Nccl { version: facts.version, library: facts.library, transports }))
 }
 
 fn ranks(session: &Session) -> Result<Vec<RankInfo>, Failure> {

@@ -7,13 +7,18 @@ use lockstep_record::{Ended, RunDir, exit};
 use super::config::resolve;
 use super::{manifest, plan, resume};
 use crate::cli::{Exchanged, Train};
-use crate::comm::{Comm, Threading};
-use crate::config::Resolved;
-use crate::config::schema::Precision;
-use crate::launch::{Failure, StopRequest, end_all_ranks_on_panic, environment_rank, join, together};
+use crate::comm::nccl::{Memories, prepare_log};
+use crate::comm::{Comm, CommError, Threading};
+use crate::config::env::CUBLAS_WORKSPACE;
+use crate::config::schema::{Backend, Precision};
+use crate::config::{Config, Resolved};
+use crate::launch::{
+    Compute, Failure, StopRequest, end_all_ranks_on_panic, environment_rank, join, together, visible_gpus,
+};
 use crate::metrics::{Recorder, start_logging};
 use crate::perturb;
 use crate::session::Session;
+use crate::torch::set_cuda_repeatable;
 use crate::trace::offset_to_rank_0;
 use crate::train::{self, Course};
 
@@ -33,8 +38,19 @@ pub fn train(arguments: &Train) -> i32 {
                 return exit::USAGE;
             }
         };
-    match join(&resolved.config.parallel, &environment) {
-        Ok(comm) => conclude(&*comm, run(&*comm, &resolved, arguments)),
+    let compute = Compute::choose(resolved.config.run.device, &visible_gpus);
+    if compute == Ok(Compute::Cuda) {
+        // SAFETY: no thread of ours has been started yet, and cuBLAS reads it when it is first used.
+        unsafe { fix_cublas_workspace(resolved.config.run.deterministic) };
+    }
+    // Where CUDA is missing, the ranks say so together.
+    let memories = compute.as_ref().map_or(Memories::Device, |compute| compute.memories());
+    if memories == Memories::Device || resolved.config.parallel.backend == Backend::Nccl {
+        // SAFETY: no thread has been started yet.
+        unsafe { prepare_log(&run_dir(arguments, &resolved.config)) };
+    }
+    match join(&resolved.config.parallel, memories, &environment) {
+        Ok(comm) => conclude(&*comm, run(&*comm, &resolved, arguments, compute)),
         Err(failure) => {
             eprintln!("lockstep: {}", failure.message);
             crate::comm::abort_world(failure.exit_code);
@@ -73,12 +89,23 @@ fn conclude(comm: &dyn Comm, result: Result<i32, Failure>) -> i32 {
 }
 
 /// Returns the exit code.
-fn run(comm: &dyn Comm, resolved: &Resolved, arguments: &Train) -> Result<i32, Failure> {
+fn run(
+    comm: &dyn Comm,
+    resolved: &Resolved,
+    arguments: &Train,
+    compute: Result<Compute, String>,
+) -> Result<i32, Failure> {
     let config = &resolved.config;
+    let compute = together(comm, exit::BOOTSTRAP, compute)?;
+    comm.prepare()?;
     resolved.validate_world(comm.size())?;
     prepare_libtorch(config.run.threads_per_rank, config.run.deterministic)?;
+    if compute == Compute::Cuda {
+        set_cuda_repeatable(config.run.deterministic, false)?;
+    }
     let mut session = Session::build(config, comm, arguments.comm == Exchanged::None)?;
     session.perturbation = arguments.perturb;
+    session.device = compute.device(comm.local_rank());
     if arguments.dry_run {
         if comm.rank() == 0 {
             print!("{}", plan::describe(&session)?);
@@ -91,12 +118,12 @@ fn run(comm: &dyn Comm, resolved: &Resolved, arguments: &Train) -> Result<i32, F
 /// Trains, and writes the run record.
 fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
     let (comm, config) = (session.comm, session.config);
-    let run_dir = arguments.run_dir.clone().unwrap_or_else(|| config.run.dir.join(&config.run.name));
-    let run_dir = RunDir::new(run_dir);
+    let run_dir = run_dir(arguments, config);
     let stop_request = together(comm, exit::INTERNAL, StopRequest::listen())?;
     let lock = resume::claim(comm, &run_dir, arguments.resume.is_some())?;
     together(comm, exit::INTERNAL, start_logging(&run_dir, comm.rank()))?;
     comm.record_to(&run_dir);
+    comm.connect().map_err(not_connected)?;
     warn_of_threads(comm);
     if arguments.trace {
         open_trace(&session, &run_dir)?;
@@ -146,6 +173,17 @@ fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
     Ok(ending.exit_code())
 }
 
+/// Where the run record goes.
+fn run_dir(arguments: &Train, config: &Config) -> RunDir {
+    RunDir::new(arguments.run_dir.clone().unwrap_or_else(|| config.run.dir.join(&config.run.name)))
+}
+
+/// What breaks before there is a world has broken the start.
+fn not_connected(error: CommError) -> Failure {
+    let failure = Failure::from(error);
+    Failure { exit_code: exit::BOOTSTRAP, ..failure }
+}
+
 /// All ranks begin their traces on rank 0's clock.
 fn open_trace(session: &Session, run_dir: &RunDir) -> Result<(), Failure> {
     let (comm, origin) = (session.comm, Instant::now());
@@ -183,6 +221,17 @@ fn record_start(session: &mut Session, run: &RunDir, recorder: Option<&mut Recor
     match session.config.checkpoint.at_start {
         true => train::save_checkpoint(session, run, 0),
         false => Ok(()),
+    }
+}
+
+/// cuBLAS repeats its bits only with a workspace of fixed size (NVIDIA's manual, "Results Reproducibility").
+///
+/// # Safety
+/// No other thread reads the environment meanwhile.
+unsafe fn fix_cublas_workspace(deterministic: bool) {
+    if deterministic && std::env::var_os(CUBLAS_WORKSPACE).is_none() {
+        // SAFETY: as the caller promises.
+        unsafe { std::env::set_var(CUBLAS_WORKSPACE, ":4096:8") };
     }
 }
 

@@ -30,6 +30,8 @@ pub const PYTHON: &str = "LOCKSTEP_PYTHON";
 pub const SETUP: &str = "LOCKSTEP_SETUP";
 /// Which cluster of hosts on one machine is meant.
 pub const CLUSTER: &str = "LOCKSTEP_CLUSTER";
+/// The file of NCCL.
+pub const NCCL_LIBRARY: &str = "LOCKSTEP_NCCL_LIBRARY";
 /// The commit that a build is of.
 pub const GIT_COMMIT: &str = "LOCKSTEP_GIT_COMMIT";
 /// Digest of the container image that a run is in.
@@ -41,6 +43,9 @@ pub const IMAGE_FILES: [&str; 2] = ["APPTAINER_CONTAINER", "SINGULARITY_CONTAINE
 /// Thread counts of the libraries under libtorch. The trainer tells libtorch `run.threads_per_rank` itself; the harness
 /// and the tests also set these, for threads that a library starts on its own.
 pub const THREADS: [&str; 2] = ["OMP_NUM_THREADS", "MKL_NUM_THREADS"];
+
+/// How cuBLAS divides its memory, on which its bits depend.
+pub const CUBLAS_WORKSPACE: &str = "CUBLAS_WORKSPACE_CONFIG";
 
 /// Every variable. What feeds a value of the configuration is named in the YAML itself, as `${NAME}`.
 pub const VARIABLES: &[Variable] = &[
@@ -91,6 +96,12 @@ pub const VARIABLES: &[Variable] = &[
         meaning: "`wheels` makes the set-up use neither apt nor the machine's own MPI and libclang.",
         default: "`auto`",
         reader: "the set-up",
+    },
+    Variable {
+        name: NCCL_LIBRARY,
+        meaning: "The file of NCCL that is loaded, such as `/opt/nccl/lib/libnccl.so.2`.",
+        default: "`libnccl.so.2` where the dynamic linker finds it, else libtorch's own",
+        reader: "the trainer",
     },
     Variable {
         name: CLUSTER,
@@ -232,9 +243,22 @@ pub const VARIABLES: &[Variable] = &[
     },
     Variable {
         name: "NCCL_*",
-        meaning: "Settings of NCCL, such as `NCCL_DEBUG=INFO`; passed through untouched.",
+        meaning: "Settings of NCCL, such as `NCCL_SOCKET_IFNAME`; passed through untouched. Where `NCCL_DEBUG` and \
+                  `NCCL_DEBUG_FILE` are unset, its log of level `INFO` goes into the run directory.",
         default: "NCCL's own",
         reader: "NCCL",
+    },
+    Variable {
+        name: "CUDA_VISIBLE_DEVICES",
+        meaning: "Which GPUs a rank sees; it takes number `local rank % visible`.",
+        default: "all",
+        reader: "CUDA",
+    },
+    Variable {
+        name: CUBLAS_WORKSPACE,
+        meaning: "Memory of cuBLAS. With `run.deterministic` on a GPU it is set to `:4096:8` unless it is set already.",
+        default: "cuBLAS's own",
+        reader: "CUDA's libraries",
     },
 ];
 

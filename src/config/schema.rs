@@ -47,9 +47,23 @@ pub struct Run {
     pub seed: u64,
     /// Ask libtorch for deterministic kernels, and fail where it has none.
     pub deterministic: bool,
+    /// What the ranks compute on. GPUs round otherwise than CPUs, so it changes bits.
+    pub device: Device,
     /// Threads of libtorch and its libraries in each rank. It changes bits, so it is fixed here.
     #[schemars(range(min = 1, max = 1024))]
     pub threads_per_rank: usize,
+}
+
+/// What the ranks compute on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Device {
+    /// `cuda` where libtorch has CUDA and the process sees a GPU, else `cpu`.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// NVIDIA GPUs, one a rank.
+    Cuda,
 }
 
 /// The network.
@@ -269,12 +283,14 @@ impl StrategyKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Backend {
-    /// `mpi` under an MPI launcher, else `solo`.
+    /// Under an MPI launcher `nccl` where ranks compute on GPUs, else `mpi`; without a launcher `solo`.
     Auto,
     /// One process, no MPI.
     Solo,
     /// Collectives of the MPI that launched the ranks.
     Mpi,
+    /// NVIDIA's NCCL for gradients and parameters, started through MPI: one rank a GPU.
+    Nccl,
 }
 
 /// How freely threads may call MPI (its thread levels).

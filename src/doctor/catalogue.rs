@@ -80,6 +80,12 @@ catalogue! {
     NCCL_MISSING: Warning "nccl.missing",
         "there are GPUs, but libnccl.so.2 is not found",
         "install NCCL (Debian and Ubuntu: libnccl2), or put its folder on LD_LIBRARY_PATH";
+    NCCL_UNUSABLE: Error "nccl.unusable",
+        "the NCCL that is found, or that LOCKSTEP_NCCL_LIBRARY names, cannot be used",
+        "install NCCL 2 from 2.14 on; correct LOCKSTEP_NCCL_LIBRARY, or unset it";
+    NCCL_DOUBLE: Warning "nccl.double",
+        "a test double of NCCL is loaded: it moves no GPU's memory",
+        "unset LOCKSTEP_NCCL_LIBRARY, unless this is a test";
     NCCL_VERSION: Error "nccl.version",
         "ranks load different NCCL versions",
         "use one NCCL everywhere: the same image, or the same LD_LIBRARY_PATH on all hosts";

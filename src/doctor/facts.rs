@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::comm::nccl::NcclLog;
+
 /// One rank's view.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Facts {
@@ -73,25 +75,11 @@ pub struct Nccl {
     pub path: Option<String>,
     /// For example `2.29.7`.
     pub version: Option<String>,
+    /// What a library that stands in for NCCL in tests says of itself.
+    pub double: Option<String>,
+    /// Why the library that was found, or that the environment names, cannot be used.
+    pub problem: Option<String>,
     pub logs: Vec<NcclLog>,
-}
-
-/// What a file that was written with `NCCL_DEBUG=INFO` tells.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct NcclLog {
-    pub path: String,
-    /// Why it could not be read.
-    pub error: Option<String>,
-    /// For example `2.29.7+cuda13.0`.
-    pub version: Option<String>,
-    /// Channels by transport: `P2P`, `SHM`, `NET/IB`, `NET/Socket`, ….
-    pub channels: BTreeMap<String, usize>,
-    /// The network that NCCL chose, for example `IB` or `Socket`.
-    pub network: Option<String>,
-    /// What follows `NCCL WARN`; the first ones.
-    pub warnings: Vec<String>,
-    /// How many warnings there are in all.
-    pub warning_count: usize,
 }
 
 /// Network interfaces and adapters.

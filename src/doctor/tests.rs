@@ -50,7 +50,7 @@ fn one(rank: usize, size: usize, host: &str) -> Facts {
         nccl: Nccl {
             path: Some("/usr/lib/libnccl.so.2".into()),
             version: Some("2.29.7".into()),
-            logs: Vec::new(),
+            ..Nccl::default()
         },
         network: Network {
             interfaces: vec![
@@ -198,6 +198,14 @@ fn provocations() -> Vec<(&'static Kind, Provocation)> {
         (&GPU_UNKNOWN, One(|facts| set(facts, "CUDA_VISIBLE_DEVICES", "0,1,2"))),
         (&GPU_SHARED, All(|facts| set(facts, "CUDA_VISIBLE_DEVICES", "0"))),
         (&NCCL_MISSING, All(|facts| facts.nccl = Nccl::default())),
+        (
+            &NCCL_UNUSABLE,
+            All(|facts| {
+                let problem = Some("libnccl.so.2 is NCCL 3.1.0".into());
+                facts.nccl = Nccl { problem, ..Nccl::default() };
+            }),
+        ),
+        (&NCCL_DOUBLE, All(|facts| facts.nccl.double = Some("test double".into()))),
         (&NCCL_VERSION, One(|facts| facts.nccl.version = Some("2.28.3".into()))),
         (
             &NCCL_LOG,

@@ -288,7 +288,8 @@ pub mod tests {
 
     /// A request as the tests need it.
     pub fn request(kind: Kind, job: &str) -> Request {
-        let arguments: &[&str] = if job == "verify" { &[] } else { &["train", "--config", "demo.yaml"] };
+        let runs_a_plan = ["verify", "gpu-acceptance"].contains(&job);
+        let arguments: &[&str] = if runs_a_plan { &[] } else { &["train", "--config", "demo.yaml"] };
         Request {
             kind,
             job: job.into(),

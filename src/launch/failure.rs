@@ -38,6 +38,8 @@ impl From<CommError> for Failure {
     fn from(error: CommError) -> Self {
         match error {
             CommError::Mismatch { .. } => Self::shared(exit::INTERNAL, error),
+            CommError::Refused { .. } => Self::shared(exit::BOOTSTRAP, error),
+            CommError::Broken { .. } => Self::alone(exit::WATCHDOG, error),
             CommError::Failed { .. } | CommError::TooLarge { .. } => Self::alone(exit::INTERNAL, error),
         }
     }

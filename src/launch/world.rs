@@ -4,6 +4,7 @@
 use lockstep_record::exit;
 
 use super::Failure;
+use crate::comm::nccl::{Memories, NcclComm};
 use crate::comm::{Comm, MpiComm, SoloComm};
 use crate::config::schema::{Backend, Parallel};
 
@@ -37,14 +38,18 @@ pub fn environment_rank(env: Env) -> usize {
 enum Choice {
     Solo,
     Mpi,
+    Nccl,
 }
 
-fn choose(backend: Backend, env: Env) -> Choice {
-    match backend {
-        Backend::Solo => Choice::Solo,
-        Backend::Mpi => Choice::Mpi,
-        Backend::Auto if claim(env).is_some() || env("PMIX_RANK").is_some() => Choice::Mpi,
-        Backend::Auto => Choice::Solo,
+fn choose(backend: Backend, memories: Memories, env: Env) -> Choice {
+    let is_launched = claim(env).is_some() || env("PMIX_RANK").is_some();
+    match (backend, memories) {
+        (Backend::Solo, _) => Choice::Solo,
+        (Backend::Mpi, _) => Choice::Mpi,
+        (Backend::Nccl, _) => Choice::Nccl,
+        (Backend::Auto, _) if !is_launched => Choice::Solo,
+        (Backend::Auto, Memories::Device) => Choice::Nccl,
+        (Backend::Auto, Memories::Host) => Choice::Mpi,
     }
 }
 
@@ -68,20 +73,19 @@ fn cross_check(size: usize, backend: &str, env: Env) -> Result<(), String> {
     })
 }
 
-/// Joins the world that this process was started in, whatever size it has.
-pub fn join_unchecked(parallel: &Parallel, env: Env) -> Result<Box<dyn Comm>, Failure> {
-    match choose(parallel.backend, env) {
-        Choice::Solo => Ok(Box::new(SoloComm)),
-        Choice::Mpi => {
-            let comm = MpiComm::start(parallel);
-            Ok(Box::new(comm.map_err(|error| Failure::alone(exit::BOOTSTRAP, error))?))
-        }
-    }
+/// Joins the world that this process was started in, whatever size it has. `memories` says where gradients lie.
+pub fn join_unchecked(parallel: &Parallel, memories: Memories, env: Env) -> Result<Box<dyn Comm>, Failure> {
+    let mpi = || MpiComm::start(parallel).map_err(|error| Failure::alone(exit::BOOTSTRAP, error));
+    Ok(match choose(parallel.backend, memories, env) {
+        Choice::Solo => Box::new(SoloComm),
+        Choice::Mpi => Box::new(mpi()?),
+        Choice::Nccl => Box::new(NcclComm::over(mpi()?, memories)),
+    })
 }
 
 /// Joins the world that this process was started in, if it is the one that the launcher promised.
-pub fn join(parallel: &Parallel, env: Env) -> Result<Box<dyn Comm>, Failure> {
-    let comm = join_unchecked(parallel, env)?;
+pub fn join(parallel: &Parallel, memories: Memories, env: Env) -> Result<Box<dyn Comm>, Failure> {
+    let comm = join_unchecked(parallel, memories, env)?;
     cross_check(comm.size(), comm.name(), env).map_err(|message| Failure::alone(exit::BOOTSTRAP, message))?;
     Ok(comm)
 }
@@ -96,12 +100,23 @@ mod tests {
 
     #[test]
     fn a_launcher_brings_mpi_and_nothing_else_does() {
-        assert_eq!(choose(Backend::Auto, &env(&[])), Choice::Solo);
-        assert_eq!(choose(Backend::Auto, &env(&[("OMPI_COMM_WORLD_SIZE", "1")])), Choice::Mpi);
-        assert_eq!(choose(Backend::Auto, &env(&[("PMIX_RANK", "0")])), Choice::Mpi);
-        assert_eq!(choose(Backend::Solo, &env(&[("PMI_SIZE", "2")])), Choice::Solo);
+        let host = |backend, env: Env| choose(backend, Memories::Host, env);
+        assert_eq!(host(Backend::Auto, &env(&[])), Choice::Solo);
+        assert_eq!(host(Backend::Auto, &env(&[("OMPI_COMM_WORLD_SIZE", "1")])), Choice::Mpi);
+        assert_eq!(host(Backend::Auto, &env(&[("PMIX_RANK", "0")])), Choice::Mpi);
+        assert_eq!(host(Backend::Solo, &env(&[("PMI_SIZE", "2")])), Choice::Solo);
         // A batch script's allocation is not a launcher: SLURM_NTASKS alone says nothing.
-        assert_eq!(choose(Backend::Auto, &env(&[("SLURM_NTASKS", "4")])), Choice::Solo);
+        assert_eq!(host(Backend::Auto, &env(&[("SLURM_NTASKS", "4")])), Choice::Solo);
+    }
+
+    #[test]
+    fn ranks_on_gpus_take_nccl_unless_told_otherwise() {
+        let launched = env(&[("PMIX_RANK", "0")]);
+        let device = |backend, env: Env| choose(backend, Memories::Device, env);
+        assert_eq!(device(Backend::Auto, &launched), Choice::Nccl);
+        assert_eq!(device(Backend::Mpi, &launched), Choice::Mpi);
+        assert_eq!(device(Backend::Auto, &env(&[])), Choice::Solo);
+        assert_eq!(choose(Backend::Nccl, Memories::Host, &launched), Choice::Nccl);
     }
 
     #[test]

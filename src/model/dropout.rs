@@ -29,7 +29,8 @@ impl Dropout {
         if active(Mutation::DropoutNotScaled) {
             factors.iter_mut().for_each(|factor| *factor = factor.ceil().min(1.0));
         }
-        input.f_mul(&Tensor::f_from_slice(&factors)?.f_view(input.size().as_slice())?)
+        let factors = Tensor::f_from_slice(&factors)?.f_view(input.size().as_slice())?;
+        input.f_mul(&factors.f_to_device(input.device())?)
     }
 
     /// The random numbers of one site's mask.

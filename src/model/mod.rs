@@ -11,7 +11,7 @@ mod resnet;
 mod transformer;
 mod vla;
 
-use tch::Tensor;
+use tch::{Device, TchError, Tensor};
 
 pub use dropout::Dropout;
 pub use freeze::{FreezeError, frozen};
@@ -47,6 +47,21 @@ impl MicroBatch {
     /// One of inputs and targets alone.
     pub fn new(inputs: Tensor, targets: Tensor) -> Self {
         Self { inputs, targets, actions: None }
+    }
+
+    /// The same in another memory.
+    pub fn to_device(&self, device: Device) -> Result<Self, TchError> {
+        let moved = |tensor: &Tensor| tensor.f_to_device(device);
+        let actions = match &self.actions {
+            None => None,
+            Some(ActionChunks { actions, counted, noise, times }) => Some(ActionChunks {
+                actions: moved(actions)?,
+                counted: moved(counted)?,
+                noise: moved(noise)?,
+                times: moved(times)?,
+            }),
+        };
+        Ok(Self { inputs: moved(&self.inputs)?, targets: moved(&self.targets)?, actions })
     }
 
     /// Everything that the model is given, by the name that the record has for it.

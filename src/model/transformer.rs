@@ -140,7 +140,8 @@ impl Blocks {
         if let Some(table) = attention.rotary {
             (q, k) = (rotate(&q, table)?, rotate(&k, table)?);
         }
-        let (mask, causal) = (attention.mask, attention.mask.is_none());
+        let mask = attention.mask.map(|mask| mask.f_to_device(x.device())).transpose()?;
+        let causal = mask.is_none();
         let mixed = Tensor::f_scaled_dot_product_attention(&q, &k, &v, mask, 0.0, causal, None, false)?;
         let mixed = mixed.f_transpose(1, 2)?.f_contiguous()?.f_view([batch, time, width])?;
         reader.linear(&mixed)
@@ -151,5 +152,6 @@ impl Blocks {
 fn rotate(x: &Tensor, (cos, sin): &(Tensor, Tensor)) -> Result<Tensor, TchError> {
     let halves = x.f_chunk(2, -1)?;
     let turned = Tensor::f_cat(&[halves[1].f_neg()?, halves[0].shallow_clone()], -1)?;
-    x.f_mul(cos)?.f_add(&turned.f_mul(sin)?)
+    let here = |table: &Tensor| table.f_to_device(x.device());
+    x.f_mul(&here(cos)?)?.f_add(&turned.f_mul(&here(sin)?)?)
 }

@@ -97,7 +97,8 @@ impl Vla {
 
     /// Sines and cosines of the times: `batch × turns × width`.
     fn clock(&self, times: &Tensor) -> Result<Tensor, TchError> {
-        let angles = times.f_unsqueeze(-1)?.f_mul(&self.frequencies)?;
+        let frequencies = self.frequencies.f_to_device(times.device())?;
+        let angles = times.f_unsqueeze(-1)?.f_mul(&frequencies)?;
         Tensor::f_cat(&[angles.f_sin()?, angles.f_cos()?], -1)
     }
 }

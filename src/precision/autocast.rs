@@ -8,7 +8,7 @@ use crate::model::{Dropout, Initial, MicroBatch, Model, Term, Weights};
 use crate::mutate::{Mutation, active};
 use crate::torch;
 
-/// The model under `torch.autocast("cpu", dtype)`: matrix products, convolutions and attention take and return 16 bits, losses
+/// The model under `torch.autocast(device, dtype)`: matrix products, convolutions and attention take and return 16 bits, losses
 /// are fp32, and the rest has the type of what it is given, or the wider one of two. The lists are libtorch's own. Backward
 /// takes the types that forward had, and the parameters' gradients arrive in fp32.
 pub struct Autocast {
@@ -38,7 +38,7 @@ impl Model for Autocast {
         dropout: Option<&Dropout>,
     ) -> Result<Vec<Tensor>, TchError> {
         let keep_casts = active(Mutation::StaleCasts);
-        let _autocast = torch::Autocast::enter(self.format.kind(), keep_casts)?;
+        let _autocast = torch::Autocast::enter(self.format.kind(), batch.inputs.device(), keep_casts)?;
         self.model.losses(weights, batch, dropout)
     }
 }
@@ -65,7 +65,13 @@ mod tests {
             let weight = weights.get(0)?;
             let hidden = batch.inputs.f_matmul(weight)?;
             let logits = hidden.f_relu()?.f_add(&batch.inputs)?.f_matmul(weight)?;
-            let loss = logits.f_cross_entropy_loss::<&Tensor>(&batch.targets, None, tch::Reduction::Sum, -100, 0.0)?;
+            let loss = logits.f_cross_entropy_loss::<&Tensor>(
+                &batch.targets,
+                None,
+                tch::Reduction::Sum,
+                -100,
+                0.0,
+            )?;
             Ok(vec![loss])
         }
     }
@@ -103,13 +109,21 @@ mod tests {
             let model = Autocast::new(Box::new(Small), format);
             let loss = self::loss(&model, &ours, &batch).unwrap();
             let expected = by_hand(format.kind(), &theirs, &batch);
-            assert_eq!((loss.kind(), loss.double_value(&[])), (Kind::Float, expected.double_value(&[])), "{format:?}");
+            assert_eq!(
+                (loss.kind(), loss.double_value(&[])),
+                (Kind::Float, expected.double_value(&[])),
+                "{format:?}"
+            );
             loss.backward();
             expected.backward();
             assert_eq!(ours.grad().kind(), Kind::Float);
             assert!(ours.grad().equal(&theirs.grad()), "{format:?}");
             let exact = self::loss(&Small, &ours, &batch).unwrap();
-            assert_ne!(exact.double_value(&[]), loss.double_value(&[]), "the control: fp32 is another number");
+            assert_ne!(
+                exact.double_value(&[]),
+                loss.double_value(&[]),
+                "the control: fp32 is another number"
+            );
         }
     }
 

@@ -124,7 +124,8 @@ mod tests {
             let Scaler { growth_factor, backoff_factor, growth_interval, .. } = self.settings;
             let mut scale = self.scale.shallow_clone();
             let (grow, back) = (growth_factor, backoff_factor);
-            let _ = scale.internal_amp_update_scale_(&self.tracker, &found, grow, back, growth_interval as i64);
+            let _ =
+                scale.internal_amp_update_scale_(&self.tracker, &found, grow, back, growth_interval as i64);
         }
     }
 

@@ -8,6 +8,8 @@ mod weights;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use tch::Device;
+
 use lockstep_record::{DataInfo, ModelInfo, Perturbation, TensorInfo, TrainingState, exit};
 
 pub use parameters::Parameters;
@@ -52,6 +54,8 @@ pub struct Session<'a> {
     pub trace: Trace,
     /// Whether the ranks exchange nothing while they train.
     pub isolated: bool,
+    /// Where forward and backward run. Parameters, gradients and the optimizer's state stay in the host's memory.
+    pub device: Device,
     /// How gradients are compressed, as the record spells it; none where they travel whole, or not at all.
     pub compression: Option<String>,
     /// This rank's micro-batches.
@@ -122,6 +126,7 @@ impl<'a> Session<'a> {
             ownership,
             reducer,
             isolated,
+            device: Device::Cpu,
             compression,
             optimizer,
             scaler: precision::scales_loss(config).then(|| LossScaler::new(&config.scaler)),

@@ -1,10 +1,13 @@
-//! Parameters as the model reads them: each waits until its last update has arrived from the rank that made it.
+//! Parameters as the model reads them: each waits until its last update has arrived from the rank that made it, and is
+//! where the model computes.
 
-use tch::{TchError, Tensor};
+use std::cell::OnceCell;
+
+use tch::{Device, TchError, Tensor};
 
 use super::Session;
 use crate::grad::layout::Slot;
-use crate::model::Weights;
+use crate::model::{Dropout, MicroBatch, Weights};
 use crate::reduce::Reducer;
 
 /// The session's parameters, some of which may be under way.
@@ -12,6 +15,10 @@ pub struct Arriving<'a> {
     leaves: &'a [Tensor],
     slots: &'a [Slot],
     reducer: &'a Reducer<'a>,
+    device: Device,
+    /// On a GPU: copies, which autograd knows to be copies. Backward brings each gradient back to its leaf on the host,
+    /// where hooks, buckets and updates are as on the CPU.
+    copies: Vec<OnceCell<Tensor>>,
 }
 
 impl Weights for Arriving<'_> {
@@ -19,13 +26,36 @@ impl Weights for Arriving<'_> {
         let missing = || TchError::Shape(format!("the model has no parameter number {index}"));
         let leaf = self.leaves.get(index).ok_or_else(missing)?;
         self.reducer.arrive(self.slots[index].bucket).map_err(|error| TchError::Torch(error.to_string()))?;
-        Ok(leaf)
+        if self.device == Device::Cpu {
+            return Ok(leaf);
+        }
+        let place = &self.copies[index];
+        if place.get().is_none() {
+            let _ = place.set(leaf.f_to_device(self.device)?);
+        }
+        place.get().ok_or_else(missing)
     }
 }
 
 impl Session<'_> {
-    /// What the model computes with.
+    /// What the model computes one micro-batch with.
     pub fn weights(&self) -> Arriving<'_> {
-        Arriving { leaves: self.parameters.leaves(), slots: &self.layout.slots, reducer: &self.reducer }
+        let leaves = self.parameters.leaves();
+        Arriving {
+            leaves,
+            slots: &self.layout.slots,
+            reducer: &self.reducer,
+            device: self.device,
+            copies: leaves.iter().map(|_| OnceCell::new()).collect(),
+        }
+    }
+
+    /// The model's losses on a micro-batch of the host's memory: see [`crate::model::Model::losses`].
+    pub fn losses(&self, batch: &MicroBatch, dropout: Option<&Dropout>) -> Result<Vec<Tensor>, TchError> {
+        let moved = match self.device {
+            Device::Cpu => None,
+            device => Some(batch.to_device(device)?),
+        };
+        self.model.losses(&self.weights(), moved.as_ref().unwrap_or(batch), dropout)
     }
 }

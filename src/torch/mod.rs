@@ -2,10 +2,12 @@
 
 mod allocator;
 mod autocast;
+mod cuda;
 mod hooks;
 
 pub use allocator::keep_freed_memory;
 pub use autocast::Autocast;
+pub use cuda::{DeviceBuffer, Stream, cuda_devices, load_cuda, set_cuda_repeatable};
 pub use hooks::GradientHooks;
 
 use std::ffi::{CStr, c_char, c_void};
@@ -47,8 +49,8 @@ unsafe extern "C" {
     fn lockstep_gelu_tanh(x: *mut C_tensor, result: *mut *mut C_tensor) -> bool;
     #[cfg(test)]
     fn lockstep_gelu_is_fast() -> bool;
-    fn lockstep_autocast_enter(half: bool) -> bool;
-    fn lockstep_autocast_leave(keep_casts: bool) -> bool;
+    fn lockstep_autocast_enter(on_gpu: bool, half: bool) -> bool;
+    fn lockstep_autocast_leave(on_gpu: bool, keep_casts: bool) -> bool;
     fn lockstep_set_deterministic(deterministic: bool) -> bool;
     fn lockstep_cpu_capability() -> *const c_char;
     fn lockstep_torch_config() -> *const c_char;
@@ -59,6 +61,12 @@ unsafe extern "C" {
 #[derive(Debug, thiserror::Error)]
 #[error("libtorch: {0}")]
 pub struct TorchError(String);
+
+impl From<TchError> for TorchError {
+    fn from(error: TchError) -> Self {
+        Self(error.to_string())
+    }
+}
 
 fn check(succeeded: bool) -> Result<(), TorchError> {
     if succeeded {
@@ -138,6 +146,9 @@ pub fn fused_sgd(
 /// `torch.nn.functional.gelu(x, approximate="tanh")`, bit for bit, forward and backward; faster in training on one
 /// thread: see gelu.cpp.
 pub fn gelu_tanh(x: &Tensor) -> Result<Tensor, TchError> {
+    if x.device() != tch::Device::Cpu {
+        return x.f_gelu("tanh");
+    }
     let mut result = std::ptr::null_mut();
     // SAFETY: both pointers are valid for the call; the result is a tensor of ours if it succeeded.
     unsafe {

@@ -7,6 +7,8 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
+#include <c10/core/Stream.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/version.h>
@@ -110,19 +112,20 @@ bool lockstep_gelu_tanh(at::Tensor* x, at::Tensor** result) {
 
 bool lockstep_gelu_is_fast() { return lockstep_gelu_is_ours(); }
 
-// torch.autocast("cpu", dtype): bfloat16, or float16 if `half`. Of the calling thread, until `lockstep_autocast_leave`.
-bool lockstep_autocast_enter(bool half) {
+// torch.autocast(device, dtype), the device a GPU or the CPU: bfloat16, or float16 if `half`. Of the calling thread, until `lockstep_autocast_leave`.
+bool lockstep_autocast_enter(bool on_gpu, bool half) {
   return guarded([&] {
-    at::autocast::set_autocast_dtype(at::kCPU, half ? at::kHalf : at::kBFloat16);
-    at::autocast::set_autocast_enabled(at::kCPU, true);
+    auto device = on_gpu ? at::kCUDA : at::kCPU;
+    at::autocast::set_autocast_dtype(device, half ? at::kHalf : at::kBFloat16);
+    at::autocast::set_autocast_enabled(device, true);
     at::autocast::increment_nesting();
   });
 }
 
 // The casts of parameters are dropped with the outermost autocast, as in Python.
-bool lockstep_autocast_leave(bool keep_casts) {
+bool lockstep_autocast_leave(bool on_gpu, bool keep_casts) {
   return guarded([&] {
-    at::autocast::set_autocast_enabled(at::kCPU, false);
+    at::autocast::set_autocast_enabled(on_gpu ? at::kCUDA : at::kCPU, false);
     if (at::autocast::decrement_nesting() == 0 && !keep_casts) at::autocast::clear_cache();
   });
 }
@@ -146,6 +149,45 @@ const char* lockstep_torch_config() {
   static std::string text;
   guarded([&] { text = at::show_config(); });
   return text.c_str();
+}
+
+// Streams by libtorch's device-independent interface: nothing of CUDA is linked, so that one program runs with both kinds
+// of libtorch. Without its CUDA half each function fails.
+bool lockstep_stream_new(int device, int64_t* id, void** native) {
+  return guarded([&] {
+    const c10::impl::VirtualGuardImpl cuda(c10::DeviceType::CUDA);
+    const c10::Stream stream = cuda.getStreamFromGlobalPool(
+        c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device)), /*isHighPriority=*/true);
+    *id = stream.id();
+    *native = stream.native_handle();
+  });
+}
+
+// Makes a stream the one that this thread's operations go to; `previous` gets the one before.
+bool lockstep_stream_exchange(int device, int64_t id, int64_t* previous) {
+  return guarded([&] {
+    const c10::impl::VirtualGuardImpl cuda(c10::DeviceType::CUDA);
+    cuda.setDevice(c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device)));
+    *previous = cuda.exchangeStream(
+        c10::Stream::unpack3(id, static_cast<c10::DeviceIndex>(device), c10::DeviceType::CUDA)).id();
+  });
+}
+
+bool lockstep_stream_query(int device, int64_t id, bool* done) {
+  return guarded([&] {
+    *done = c10::Stream::unpack3(id, static_cast<c10::DeviceIndex>(device), c10::DeviceType::CUDA).query();
+  });
+}
+
+// What makes CUDA's kernels repeatable, besides `lockstep_set_deterministic` and CUBLAS_WORKSPACE_CONFIG.
+bool lockstep_set_cuda_repeatable(bool deterministic, bool allow_tf32) {
+  return guarded([&] {
+    auto& context = at::globalContext();
+    context.setDeterministicCuDNN(deterministic);
+    context.setBenchmarkCuDNN(!deterministic);
+    context.setAllowTF32CuBLAS(allow_tf32);
+    context.setAllowTF32CuDNN(allow_tf32);
+  });
 }
 
 const char* lockstep_torch_version() { return TORCH_VERSION; }

@@ -37,7 +37,7 @@ fn validation_losses(session: &Session) -> Result<Losses, Failure> {
     let mut shares = Vec::new();
     for micro_batch in share(count, session.comm.size(), session.comm.rank()) {
         let batch = session.micro_batch(Split::Validation, &samples[micro_batch], None)?;
-        let losses = tch::no_grad(|| session.model.losses(&session.weights(), &batch, dropout.as_ref()))?;
+        let losses = tch::no_grad(|| session.losses(&batch, dropout.as_ref()))?;
         let share = objective.shares(&losses)?;
         shares.push([vec![share.total.f_double_value(&[])?], share.terms].concat());
     }

@@ -76,7 +76,7 @@ pub fn forward_backward(
         };
         local.masks.extend(dropout.evidence());
         watch.enter(Category::Forward, About::micro_batch(micro_batch));
-        let losses = session.model.losses(&session.weights(), &batch, Some(&dropout))?;
+        let losses = session.losses(&batch, Some(&dropout))?;
         let divisors = planted::divisors(session, &local.targets, &samples.micro_batches, micro_batch)?;
         let shares = Objective::new(session.model.terms(), divisors).shares(&losses)?;
         let loss = shares.total;

@@ -46,7 +46,7 @@ pub use flight::{Channel, FLIGHT_LINES_MAX, FlightLine, FlightState};
 pub use jsonl::{Lines, RecordError, read_json, read_lines, read_named_lines};
 pub use layout::RunDir;
 pub use manifest::{
-    DataInfo, Ended, Manifest, ModelInfo, Outcome, Perturbation, Perturbed, Processor, ProcessorKind,
+    DataInfo, Ended, Manifest, ModelInfo, Nccl, Outcome, Perturbation, Perturbed, Processor, ProcessorKind,
     Program, RankInfo, Segment, TensorInfo, Unit,
 };
 pub use real::Real;

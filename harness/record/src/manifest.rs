@@ -74,8 +74,11 @@ pub struct Segment {
     /// What was moved on purpose, to see how far the run moves; absent of any other run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perturbation: Option<Perturbation>,
-    /// `solo`, `mpi`, `nccl`, `gloo`, ...
+    /// `solo`, `mpi`, `nccl`, `nccl-double` (a test double), `gloo`, ...
     pub backend: String,
+    /// The NCCL that gradients and parameters took; absent of any other backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nccl: Option<Nccl>,
     pub threads_per_rank: u32,
     /// Instruction set that the kernels use, for example `AVX512`: it moves bits.
     pub cpu_capability: String,
@@ -88,6 +91,18 @@ pub struct Segment {
     /// Absent while the run goes on, or when it was killed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Ended>,
+}
+
+/// NVIDIA's library of collectives, or what stood in for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nccl {
+    /// For example `2.29.7`; a test double says so behind it.
+    pub version: String,
+    /// The file that was loaded.
+    pub library: String,
+    /// Ways that data took between any two ranks, such as `P2P` (NVLink or PCIe), `SHM`, `NET/IB`, `NET/Socket`; empty where
+    /// NCCL's log does not tell.
+    pub transports: Vec<String>,
 }
 
 /// Values that a run moved at random, each by at most one unit in the last place.

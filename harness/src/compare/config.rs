@@ -8,13 +8,14 @@ use super::values::Value;
 
 /// Parts of the configuration that do not decide the result: names and folders, how the work is spread, and what
 /// is written down on the way. Everything else must agree, keys that this program has never heard of included.
-const MAY_DIFFER: [&str; 9] = [
+const MAY_DIFFER: [&str; 10] = [
     "parallel",
     "record",
     "checkpoint",
     "evaluate",
     "run.name",
     "run.dir",
+    "run.device",
     "run.threads_per_rank",
     "data.path",
     "data.cache_dir",

@@ -32,6 +32,8 @@ const TAG: c_int = 0;
 pub struct MpiComm {
     rank: usize,
     size: usize,
+    /// Among the ranks that share memory with this one.
+    local_rank: usize,
     communicator: ffi::MPI_Comm,
     pace: Pace,
     threading: Threading,
@@ -51,14 +53,18 @@ pub struct MpiComm {
 unsafe impl Send for MpiComm {}
 
 impl MpiComm {
+    pub(in crate::comm) fn watchdog(&self) -> &Watchdog {
+        &self.watchdog
+    }
+
     /// A collective on gradients or parameters.
-    fn data(&self, operation: &'static str, elements: usize) -> Call {
+    pub(in crate::comm) fn data(&self, operation: &'static str, elements: usize) -> Call {
         let bucket = self.watchdog.position().bucket();
         Call { operation, elements, bytes: 4 * elements, dtype: "f32", bucket, channel: Channel::Data }
     }
 
     /// A collective on messages, of this many bytes from this rank.
-    fn control(&self, operation: &'static str, bytes: usize) -> Call {
+    pub(in crate::comm) fn control(&self, operation: &'static str, bytes: usize) -> Call {
         Call { operation, elements: bytes, bytes, dtype: "u8", bucket: None, channel: Channel::Control }
     }
 
@@ -72,7 +78,7 @@ impl MpiComm {
     }
 
     /// One collective under the watchdog's eye, after the ranks have agreed on it if they are to.
-    fn guarded(
+    pub(in crate::comm) fn guarded(
         &self,
         call: Call,
         lengths: Lengths,
@@ -150,6 +156,45 @@ impl MpiComm {
             }
         }
         self.wait(operation, &mut requests)
+    }
+
+    /// An exchange under the watchdog's eye, whatever carries it.
+    pub(in crate::comm) fn guarded_exchange<'a>(
+        &self,
+        operation: &'static str,
+        sends: &[Outgoing<'_>],
+        recvs: &mut [Incoming<'a>],
+        body: impl FnOnce(&mut [Incoming<'a>]) -> Result<(), CommError>,
+    ) -> Result<(), CommError> {
+        let send = self.bytes_by_rank(sends.iter().map(|send| (send.to, send.bytes.len())));
+        let receive = self.bytes_by_rank(recvs.iter().map(|recv| (recv.from, recv.bytes.len())));
+        let bytes = sends.iter().map(|send| send.bytes.len()).sum();
+        let call = Call { elements: bytes, bytes, dtype: "u8", ..self.data(operation, 0) };
+        let lengths = Lengths::Pairs { send: &send, receive: &receive };
+        self.guarded(call, lengths, || body(recvs))
+    }
+
+    /// The same ranks once more: see [`Comm::for_another_thread`].
+    pub(in crate::comm) fn duplicate(&self) -> Result<Option<Self>, CommError> {
+        if self.size == 1 || !matches!(self.threading, Threading::Multiple | Threading::Serialized) {
+            return Ok(None);
+        }
+        let mut communicator = self.communicator;
+        let operation = "set-up of communicators";
+        self.guarded(self.control(operation, 0), Lengths::Equal, || {
+            self.call(operation, || unsafe { ffi::MPI_Comm_dup(self.communicator, &mut communicator) })
+        })?;
+        let (turn, watchdog) = (self.turn.clone(), Arc::clone(&self.watchdog));
+        let bytes_sent = Cell::new(0);
+        Ok(Some(Self {
+            communicator,
+            pace: Pace::Patient,
+            turn,
+            watchdog,
+            bytes_sent,
+            _finalizer: None,
+            ..*self
+        }))
     }
 
     /// How much goes to each rank, or comes from it, for the check of collectives.
@@ -231,30 +276,16 @@ impl Comm for MpiComm {
         self.size
     }
 
+    fn local_rank(&self) -> usize {
+        self.local_rank
+    }
+
     fn name(&self) -> &'static str {
         "mpi"
     }
 
     fn for_another_thread(&self) -> Result<Option<Box<dyn Comm + Send>>, CommError> {
-        if self.size == 1 || !matches!(self.threading, Threading::Multiple | Threading::Serialized) {
-            return Ok(None);
-        }
-        let mut communicator = self.communicator;
-        let operation = "set-up of communicators";
-        self.guarded(self.control(operation, 0), Lengths::Equal, || {
-            self.call(operation, || unsafe { ffi::MPI_Comm_dup(self.communicator, &mut communicator) })
-        })?;
-        let (turn, watchdog) = (self.turn.clone(), Arc::clone(&self.watchdog));
-        let bytes_sent = Cell::new(0);
-        Ok(Some(Box::new(Self {
-            communicator,
-            pace: Pace::Patient,
-            turn,
-            watchdog,
-            bytes_sent,
-            _finalizer: None,
-            ..*self
-        })))
+        Ok(self.duplicate()?.map(|comm| -> Box<dyn Comm + Send> { Box::new(comm) }))
     }
 
     fn at_step(&self, step: u64) {
@@ -279,12 +310,7 @@ impl Comm for MpiComm {
         sends: &[Outgoing<'_>],
         recvs: &mut [Incoming<'_>],
     ) -> Result<(), CommError> {
-        let send = self.bytes_by_rank(sends.iter().map(|send| (send.to, send.bytes.len())));
-        let receive = self.bytes_by_rank(recvs.iter().map(|recv| (recv.from, recv.bytes.len())));
-        let bytes = sends.iter().map(|send| send.bytes.len()).sum();
-        let call = Call { elements: bytes, bytes, dtype: "u8", ..self.data(operation, 0) };
-        let lengths = Lengths::Pairs { send: &send, receive: &receive };
-        self.guarded(call, lengths, || self.swap(operation, sends, recvs))
+        self.guarded_exchange(operation, sends, recvs, |recvs| self.swap(operation, sends, recvs))
     }
 
     fn bytes_sent(&self) -> u64 {

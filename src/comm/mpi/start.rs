@@ -44,6 +44,7 @@ impl MpiComm {
         let mut comm = Self {
             rank,
             size,
+            local_rank: 0,
             // SAFETY: MPI is initialised.
             communicator: unsafe { ffi::RSMPI_COMM_WORLD },
             pace: Pace::Eager,
@@ -55,7 +56,10 @@ impl MpiComm {
             bytes_sent: Cell::new(0),
             _finalizer: Some(Finalizer),
         };
-        if comm.crosses_hosts()? {
+        let (local_rank, local_size) = comm.place_on_host()?;
+        comm.local_rank = local_rank;
+        // Some ranks cannot share memory.
+        if local_size < size {
             comm.message_bytes = parallel.message_kb * KIB;
         }
         if threading == Threading::Multiple {
@@ -71,20 +75,21 @@ impl MpiComm {
         text.split(',').next().unwrap_or_default().trim().to_owned()
     }
 
-    /// Whether some ranks cannot share memory. All ranks call it, and get the same answer.
-    fn crosses_hosts(&self) -> Result<bool, CommError> {
+    /// This rank's number among those that can share memory with it, and how many those are. All ranks call it.
+    fn place_on_host(&self) -> Result<(usize, usize), CommError> {
         let operation = "set-up of communicators";
         let _watch = self.watchdog.watch(self.control(operation, 0));
         // SAFETY: MPI is initialised; the new communicator is given back before the function returns.
         unsafe {
-            let (mut host, mut ranks): (_, c_int) = (self.communicator, 0);
+            let (mut host, mut rank, mut ranks): (_, c_int, c_int) = (self.communicator, 0, 0);
             let kind = ffi::RSMPI_COMM_TYPE_SHARED;
             self.call(operation, || {
                 ffi::MPI_Comm_split_type(self.communicator, kind, 0, ffi::RSMPI_INFO_NULL, &mut host)
             })?;
+            self.call(operation, || ffi::MPI_Comm_rank(host, &mut rank))?;
             self.call(operation, || ffi::MPI_Comm_size(host, &mut ranks))?;
             self.call(operation, || ffi::MPI_Comm_free(&mut host))?;
-            Ok((ranks as usize) < self.size)
+            Ok((rank as usize, ranks as usize))
         }
     }
 }

@@ -183,7 +183,10 @@ fn precisions_that_do_not_fit_the_rest() {
         "--set scaler.init_scale=1024: scaler.init_scale: under precision: fp32 the loss is not scaled; leave the section \
          `scaler` as it is, or set precision: fp16"
     );
-    assert!(refused(&["precision=bf16", "scaler.enabled=never"]).contains("scaler.enabled: under precision: bf16"));
+    assert!(
+        refused(&["precision=bf16", "scaler.enabled=never"])
+            .contains("scaler.enabled: under precision: bf16")
+    );
     assert_eq!(
         refused(&["reduce_dtype=bf16", "parallel.reduction=native"]),
         "--set reduce_dtype=bf16: reduce_dtype: the library (parallel.reduction: native) cannot add in bf16; choose \

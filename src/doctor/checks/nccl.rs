@@ -2,21 +2,27 @@
 
 use super::or_ok;
 use crate::doctor::catalogue::{
-    NCCL_LOG, NCCL_MISSING, NCCL_NO_P2P, NCCL_OTHER, NCCL_SOCKETS, NCCL_VERSION, NCCL_WARNED,
+    NCCL_DOUBLE, NCCL_LOG, NCCL_MISSING, NCCL_NO_P2P, NCCL_OTHER, NCCL_SOCKETS, NCCL_UNUSABLE, NCCL_VERSION,
+    NCCL_WARNED,
 };
 use crate::doctor::facts::{Facts, NcclLog};
 use crate::doctor::finding::{Finding, agreement, count, distinct, each};
 
 pub fn check(all: &[Facts]) -> Vec<Finding> {
     let missing = each(&NCCL_MISSING, all, |facts| {
-        (facts.has_gpu() && facts.nccl.version.is_none())
+        (facts.has_gpu() && facts.nccl.version.is_none() && facts.nccl.problem.is_none())
             .then(|| "there are GPUs, but libnccl.so.2 is not found".into())
     });
     let has = |facts: &&Facts| facts.nccl.version.is_some();
     let loaded: Vec<Facts> = all.iter().filter(has).cloned().collect();
     let version = |facts: &Facts| facts.nccl.version.clone().unwrap_or_default();
     let differs = agreement(&NCCL_VERSION, "NCCL", &loaded, version);
-    let problems = [missing, differs.into_iter().collect()].concat();
+    let unusable = each(&NCCL_UNUSABLE, all, |facts| facts.nccl.problem.clone());
+    let double = each(&NCCL_DOUBLE, all, |facts| {
+        let path = facts.nccl.path.as_deref().unwrap_or_default();
+        facts.nccl.double.as_ref().map(|double| format!("{path} is a {double}"))
+    });
+    let problems = [missing, unusable, double, differs.into_iter().collect()].concat();
     let mut findings = or_ok(problems, || Finding::ok("nccl", distinct(all, describe)));
     findings.extend(logs(all));
     findings

@@ -1,28 +1,11 @@
 //! Libraries in this process and beside it: MPI, PMIx, libtorch, NCCL.
 
-use std::ffi::{CStr, c_char, c_int};
-use std::fs;
+use std::ffi::{CStr, c_char};
 use std::path::{Path, PathBuf};
 
-use libloading::Library;
-
-use super::nccl_log;
 use crate::comm::MpiComm;
+use crate::comm::nccl::{LIBRARY_NAME, Library, LoadError, loaded, log_paths, read_log, version_text};
 use crate::doctor::facts::{Mpi, Nccl, Torch};
-
-const NCCL: &str = "libnccl.so.2";
-
-/// Paths of the libraries that this process has loaded.
-fn loaded(name: &str) -> Vec<PathBuf> {
-    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let paths = maps.lines().filter_map(|line| Some(PathBuf::from(&line[line.find('/')?..])));
-    let mut paths: Vec<PathBuf> = paths
-        .filter(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(name)))
-        .collect();
-    paths.sort();
-    paths.dedup();
-    paths
-}
 
 pub fn mpi() -> Mpi {
     Mpi { library: MpiComm::library_version(), thread_level: None, pmix: pmix() }
@@ -33,7 +16,7 @@ fn pmix() -> Option<String> {
     let path = loaded("libpmix.so").into_iter().next()?;
     // SAFETY: the library is loaded already, so no initialiser runs; the function takes nothing and returns a constant.
     let text = unsafe {
-        let library = Library::new(&path).ok()?;
+        let library = libloading::Library::new(&path).ok()?;
         let version = library.get::<unsafe extern "C" fn() -> *const c_char>(b"PMIx_Get_version\0").ok()?;
         CStr::from_ptr(version()).to_string_lossy().into_owned()
     };
@@ -64,37 +47,24 @@ fn cuda_version(build: &str) -> Option<String> {
 }
 
 pub fn nccl(logs: &[PathBuf]) -> Nccl {
-    let found = nccl_candidates().into_iter().find_map(|path| Some((nccl_version(&path)?, path)));
-    let (version, name) = found.unzip();
-    let path = name.map(|name| loaded(NCCL).into_iter().next().unwrap_or(name).display().to_string());
-    Nccl { path, version, logs: nccl_log::paths(logs).iter().map(|path| nccl_log::read(path)).collect() }
-}
-
-/// As the dynamic linker looks for it; else where a Python wheel of libtorch has it.
-fn nccl_candidates() -> Vec<PathBuf> {
-    let site_packages = |path: &PathBuf| path.ancestors().nth(3).map(Path::to_owned);
-    let wheel = loaded("libtorch_cpu.so").first().and_then(site_packages);
-    let beside = wheel.map(|folder| folder.join("nvidia/nccl/lib").join(NCCL));
-    std::iter::once(PathBuf::from(NCCL)).chain(beside.filter(|path| path.is_file())).collect()
-}
-
-/// Loads the library for good, as a training would: it has threads of its own.
-fn nccl_version(path: &Path) -> Option<String> {
-    let mut number: c_int = 0;
-    // SAFETY: NVIDIA's library; the function has this type since NCCL 2.3, and fills in the number.
-    let result = unsafe {
-        let library = Library::new(path).ok()?;
-        let version = *library.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"ncclGetVersion\0").ok()?;
-        std::mem::forget(library);
-        version(&mut number)
-    };
-    (result == 0).then(|| version_text(number))
-}
-
-/// 22907 is 2.29.7; up to 2.8 it had a digit less: 2708 is 2.7.8.
-fn version_text(number: c_int) -> String {
-    let major_unit = if number < 10_000 { 1000 } else { 10_000 };
-    format!("{}.{}.{}", number / major_unit, number % major_unit / 100, number % 100)
+    let found = Library::load();
+    let library = found.as_ref().ok();
+    // The name alone says little: the linker knows where it found it.
+    let path =
+        |library: &&Library| loaded(LIBRARY_NAME).into_iter().next().unwrap_or_else(|| library.path.clone());
+    Nccl {
+        path: library.map(|library| match library.path.is_absolute() {
+            true => library.path.display().to_string(),
+            false => path(&library).display().to_string(),
+        }),
+        version: library.map(|library| version_text(library.version)),
+        double: library.and_then(|library| library.double.as_ref()).map(|double| double.description.clone()),
+        problem: match &found {
+            Err(LoadError::Unusable(problem)) => Some(problem.clone()),
+            _ => None,
+        },
+        logs: log_paths(logs).iter().map(|path| read_log(path)).collect(),
+    }
 }
 
 #[cfg(test)]
@@ -103,7 +73,6 @@ mod tests {
 
     #[test]
     fn versions_as_people_write_them() {
-        assert_eq!([22907, 21805, 2708].map(version_text), ["2.29.7", "2.18.5", "2.7.8"]);
         let text = "OpenPMIx 4.2.2rc2 (PMIx Standard: 4.1, Stable ABI: 0.0, Provisional ABI: 0.0)";
         assert_eq!(pmix_version(text), "4.2.2rc2");
         assert_eq!(cuda_version("A=1, CUDA_VERSION=13.0, B=2").as_deref(), Some("13.0"));

@@ -4,7 +4,6 @@ mod container;
 mod folders;
 mod gpu;
 mod libraries;
-mod nccl_log;
 mod system;
 
 use std::path::PathBuf;

@@ -1,10 +1,61 @@
-//! What NCCL writes with `NCCL_DEBUG=INFO`: which transport each channel took, the network, warnings.
+//! NCCL's own log: where it is written, and what it says with `NCCL_DEBUG=INFO`: which transport each channel took, the
+//! network, warnings.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use crate::doctor::facts::NcclLog;
+use lockstep_record::RunDir;
+use serde::{Deserialize, Serialize};
+
+/// What a file that was written with `NCCL_DEBUG=INFO` tells.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NcclLog {
+    pub path: String,
+    /// Why it could not be read.
+    pub error: Option<String>,
+    /// For example `2.29.7+cuda13.0`.
+    pub version: Option<String>,
+    /// Channels by transport: `P2P`, `SHM`, `NET/IB`, `NET/Socket`, ….
+    pub channels: BTreeMap<String, usize>,
+    /// The network that NCCL chose, for example `IB` or `Socket`.
+    pub network: Option<String>,
+    /// What follows `NCCL WARN`; the first ones.
+    pub warnings: Vec<String>,
+    /// How many warnings there are in all.
+    pub warning_count: usize,
+}
+
+/// Of the levels that `NCCL_DEBUG` has, the one that says which way data take. It costs some lines a communicator.
+const LEVEL: &str = "INFO";
+
+/// Has NCCL write its log into the run directory, unless the environment says otherwise.
+///
+/// # Safety
+/// No other thread of this process runs yet: the environment is written to.
+pub unsafe fn prepare_log(run: &RunDir) {
+    let set = |name: &str, value: &std::ffi::OsStr| {
+        if std::env::var_os(name).is_none() {
+            // SAFETY: as the caller promises.
+            unsafe { std::env::set_var(name, value) };
+        }
+    };
+    set("NCCL_DEBUG", LEVEL.as_ref());
+    set("NCCL_DEBUG_FILE", run.logs().join("nccl.%h.%p").as_os_str());
+}
+
+/// The transports in this process's own log, without repeats; none where it is written elsewhere or tells nothing.
+pub fn transports() -> Vec<String> {
+    let process = std::process::id().to_string();
+    let own = std::env::var("NCCL_DEBUG_FILE")
+        .map(|pattern| matching(&pattern.replace("%p", &process), &hostname()));
+    own.unwrap_or_default().iter().flat_map(|path| read(path).channels.into_keys()).collect()
+}
+
+fn hostname() -> String {
+    fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
 
 /// The start of a log tells: channels are set up once.
 const BYTES_MAX: u64 = 64 << 20;
@@ -16,8 +67,7 @@ pub fn paths(named: &[PathBuf]) -> Vec<PathBuf> {
     if !named.is_empty() {
         return named.to_vec();
     }
-    let host = super::system::first_line("/proc/sys/kernel/hostname").unwrap_or_default();
-    std::env::var("NCCL_DEBUG_FILE").map(|pattern| matching(&pattern, &host)).unwrap_or_default()
+    std::env::var("NCCL_DEBUG_FILE").map(|pattern| matching(&pattern, &hostname())).unwrap_or_default()
 }
 
 /// NCCL puts the host's name for `%h` and the process's number for `%p`: of those, every file that is there.
