@@ -51,7 +51,7 @@ pub fn save(
     let report = written.as_ref().map(|report| serde_json::to_vec(report).unwrap_or_default());
     let failure = report.as_ref().map(|_| ()).map_err(|error| (*error).clone());
     agree(comm, failure)?.map_err(failed)?;
-    let reports = comm.all_gather_bytes(&report.unwrap_or_default())?;
+    let reports = comm.all_gather_bytes("gather of pieces", &report.unwrap_or_default())?;
     agree(comm, on_rank_0(&|| publish(&partial, &target, &reports, state)))?.map_err(failed)?;
     agree(comm, on_rank_0(&|| prune(run, settings)))?.map_err(failed)
 }

@@ -142,7 +142,7 @@ proptest! {
         bucket in proptest::option::of(0u64..1 << 40), sequence: u64, elements: u64, step: u64,
         equal_lengths: bool,
     ) {
-        let (operation, dtype) = ("all-gather of messages".into(), "bf16".into());
+        let (operation, dtype) = ("gather of step reports".into(), "bf16".into());
         let signature = Signature { operation, dtype, bucket, sequence, elements, equal_lengths, step };
         prop_assert_eq!(Signature::decode(&signature.encode()), signature);
     }

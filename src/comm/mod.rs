@@ -124,8 +124,9 @@ pub trait Comm {
         counts: &[usize],
     ) -> Result<(), CommError>;
 
-    /// Everybody's message, in rank order. Lengths may differ.
-    fn all_gather_bytes(&self, send: &[u8]) -> Result<Vec<Vec<u8>>, CommError>;
+    /// Everybody's message, in rank order. Lengths may differ. `what`, of at most 24 bytes, tells this gather from others: in
+    /// messages, in the flight recorder, and where `parallel.check_collectives` is on.
+    fn all_gather_bytes(&self, what: &'static str, send: &[u8]) -> Result<Vec<Vec<u8>>, CommError>;
 
     /// Rank `root`'s bytes to everybody.
     fn broadcast(&self, root: usize, bytes: &mut [u8]) -> Result<(), CommError>;
@@ -141,7 +142,7 @@ pub trait Comm {
 pub fn agree(comm: &dyn Comm, mine: Result<(), String>) -> Result<Result<(), String>, CommError> {
     let mut message = vec![u8::from(mine.is_err())];
     message.extend(mine.err().unwrap_or_default().into_bytes());
-    let all = comm.all_gather_bytes(&message)?;
+    let all = comm.all_gather_bytes("agreement", &message)?;
     let failed = all.iter().enumerate().find(|(_, message)| message.first() == Some(&1));
     Ok(match failed {
         None => Ok(()),

@@ -45,7 +45,7 @@ impl Comm for SoloComm {
         Ok(())
     }
 
-    fn all_gather_bytes(&self, send: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+    fn all_gather_bytes(&self, _: &'static str, send: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
         Ok(vec![send.to_vec()])
     }
 

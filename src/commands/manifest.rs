@@ -93,7 +93,7 @@ fn versions(session: &Session) -> BTreeMap<String, String> {
 /// What rank 0 loaded, and the ways that any rank's data take.
 fn nccl(session: &Session) -> Result<Option<Nccl>, Failure> {
     let Some(facts) = session.comm.nccl() else { return Ok(None) };
-    let all = session.comm.all_gather_bytes(facts.transports.join(" ").as_bytes())?;
+    let all = session.comm.all_gather_bytes("gather of transports", facts.transports.join(" ").as_bytes())?;
     let texts: Vec<String> = all.iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect();
     let transports: BTreeSet<&str> = texts.iter().flat_map(|text| text.split_whitespace()).collect();
     let transports = transports.into_iter().map(ToOwned::to_owned).collect();
@@ -109,7 +109,9 @@ fn ranks(session: &Session) -> Result<Vec<RankInfo>, Failure> {
         processor: processor(),
     };
     let internal = |error: serde_json::Error| Failure::alone(lockstep_record::exit::INTERNAL, error);
-    let messages = session.comm.all_gather_bytes(&serde_json::to_vec(&mine).map_err(internal)?)?;
+    let messages = session
+        .comm
+        .all_gather_bytes("gather of rank facts", &serde_json::to_vec(&mine).map_err(internal)?)?;
     messages.iter().map(|message| serde_json::from_slice(message).map_err(internal)).collect()
 }
 

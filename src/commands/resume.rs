@@ -160,6 +160,6 @@ fn share(comm: &dyn Comm, paths: Result<Vec<PathBuf>, String>) -> Result<Vec<Pat
     let paths = if comm.rank() == 0 { paths } else { Ok(Vec::new()) };
     let paths = together(comm, exit::NO_CHECKPOINT, paths)?;
     let texts: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-    let messages = comm.all_gather_bytes(texts.join("\n").as_bytes())?;
+    let messages = comm.all_gather_bytes("gather of refusals", texts.join("\n").as_bytes())?;
     Ok(String::from_utf8_lossy(&messages[0]).lines().map(PathBuf::from).collect())
 }

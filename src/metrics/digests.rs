@@ -154,7 +154,7 @@ fn copies(
     mine: &[Fingerprint],
 ) -> Result<Vec<DigestLine>, CommError> {
     let sketched = of.first().is_some_and(|(subject, _)| subject.sketched);
-    let messages = comm.all_gather_bytes(&encode(mine))?;
+    let messages = comm.all_gather_bytes("gather of replicas", &encode(mine))?;
     let ranks: Vec<Vec<_>> = messages.iter().map(|message| decode(message, sketched).collect()).collect();
     let mut lines = Vec::new();
     for (index, (subject, name)) in of.iter().enumerate() {
@@ -188,7 +188,7 @@ pub fn shards(
     for part in layout.parts(&owned(comm.rank())) {
         mine.extend(Fingerprint::blocks(&elements(part.bucket, part.range), subject.sketched));
     }
-    let messages = comm.all_gather_bytes(&encode(&mine))?;
+    let messages = comm.all_gather_bytes("gather of shards", &encode(&mine))?;
     // By parameter: the parts in order of offset, each with its blocks.
     let mut parts = vec![BTreeMap::new(); layout.parameters.len()];
     for (rank, message) in messages.iter().enumerate() {
@@ -218,7 +218,7 @@ pub fn of_micro_batches(
     mine: &[Vec<Fingerprint>],
     first: &dyn Fn(usize) -> usize,
 ) -> Result<Vec<DigestLine>, CommError> {
-    let messages = comm.all_gather_bytes(&encode(mine.iter().flatten()))?;
+    let messages = comm.all_gather_bytes("gather of local prints", &encode(mine.iter().flatten()))?;
     let mut lines = Vec::new();
     for (rank, message) in messages.iter().enumerate() {
         for (index, print) in decode(message, subject.sketched).enumerate() {

@@ -147,7 +147,7 @@ impl<'a> Session<'a> {
     /// Whether all ranks hold the same parameters, by digest.
     pub fn agree_on_parameters(&self) -> Result<(), Failure> {
         let mine = self.parameters.digest();
-        let all = self.comm.all_gather_bytes(&mine.0.to_le_bytes())?;
+        let all = self.comm.all_gather_bytes("gather of parameters", &mine.0.to_le_bytes())?;
         match all.iter().position(|digest| *digest != all[0]) {
             None => Ok(()),
             Some(_) if active(Mutation::UnequalStart) => Ok(()),
@@ -267,7 +267,7 @@ fn load_corpus(config: &Config, comm: &dyn Comm) -> Result<Box<dyn Corpus>, Fail
 /// A path may name another file on another host.
 fn same_data_as_rank_0(mine: &DataInfo, comm: &dyn Comm) -> Result<Result<(), String>, Failure> {
     let text = format!("data {} with tokenizer {}", mine.digest, mine.tokenizer_digest);
-    let all = comm.all_gather_bytes(text.as_bytes())?;
+    let all = comm.all_gather_bytes("gather of data digests", text.as_bytes())?;
     Ok(match all[0] == text.as_bytes() {
         true => Ok(()),
         false => Err(format!(

@@ -112,7 +112,7 @@ pub fn gather_square_sums(
 ) -> Result<Vec<Vec<f64>>, CommError> {
     let blocks = |shard: &Range<usize>| shard.len().div_ceil(lockstep_record::BLOCK_ELEMENTS);
     let bytes: Vec<u8> = mine.iter().flatten().copied().flat_map(f64::to_le_bytes).collect();
-    let mut messages = comm.all_gather_bytes(&bytes)?;
+    let mut messages = comm.all_gather_bytes("gather of square sums", &bytes)?;
     if active(Mutation::NormOfOwnShard) {
         let others = messages.iter_mut().enumerate().filter(|(rank, _)| *rank != comm.rank());
         others.for_each(|(_, message)| message.clear());

@@ -31,7 +31,7 @@ fn now_us(origin: Instant) -> f64 {
 pub fn offset_to_rank_0(comm: &dyn Comm, origin: Instant) -> Result<f64, CommError> {
     let mine = Reading::of(origin);
     let message = [mine.machine.as_bytes(), &mine.monotonic_us.to_le_bytes()].concat();
-    let all = comm.all_gather_bytes(&message)?;
+    let all = comm.all_gather_bytes("gather of clocks", &message)?;
     let mut trips = Vec::new();
     for rank in 1..comm.size() {
         for _ in 0..ROUND_TRIPS {

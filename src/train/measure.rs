@@ -186,7 +186,7 @@ pub fn gather(session: &Session, step: u64, local: &Local, stop: bool) -> Result
     let mine = serde_json::to_vec(&report).map_err(internal)?;
     let messages =
         match strikes(Mutation::SkippedCollective, session.comm.rank(), session.comm.size()) && step == 3 {
-            false => session.comm.all_gather_bytes(&mine)?,
+            false => session.comm.all_gather_bytes("gather of step reports", &mine)?,
             true => vec![mine],
         };
     let mut seen = Seen::default();
@@ -206,7 +206,7 @@ pub fn gather(session: &Session, step: u64, local: &Local, stop: bool) -> Result
 /// Every rank's shares in micro-batch order: of each micro-batch the loss, and then its terms.
 pub fn gather_shares(session: &Session, mine: &[Vec<f64>]) -> Result<Vec<Vec<f64>>, Failure> {
     let bytes: Vec<u8> = mine.iter().flatten().flat_map(|share| share.to_le_bytes()).collect();
-    let messages = session.comm.all_gather_bytes(&bytes)?.concat();
+    let messages = session.comm.all_gather_bytes("gather of losses", &bytes)?.concat();
     let all: Vec<f64> = messages.as_chunks::<8>().0.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect();
     Ok(all.chunks(1 + session.model.terms().len()).map(<[f64]>::to_vec).collect())
 }

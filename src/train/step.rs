@@ -182,7 +182,7 @@ pub fn unused_parameters(session: &mut Session, step: u64, usage: &Usage) -> Res
     if session.config.parallel.unused_parameters != UnusedParameters::Detect {
         return Ok(ParameterSet::default());
     }
-    let ranks = session.comm.all_gather_bytes(&usage.used.to_bytes())?;
+    let ranks = session.comm.all_gather_bytes("gather of unused", &usage.used.to_bytes())?;
     let unused = unused::unused_by_all(&session.layout, &ranks);
     let new: ParameterSet = unused.iter().filter(|&index| !session.named_unused.contains(index)).collect();
     new.iter().for_each(|index| session.named_unused.insert(index));

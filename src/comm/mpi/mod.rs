@@ -356,8 +356,7 @@ impl Comm for MpiComm {
         })
     }
 
-    fn all_gather_bytes(&self, send: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
-        let operation = "all-gather of messages";
+    fn all_gather_bytes(&self, operation: &'static str, send: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
         let mine = [count(operation, send.len())?];
         let mut counts = vec![0 as c_int; self.size];
         let lengths_first = self.control(operation, size_of::<c_int>());

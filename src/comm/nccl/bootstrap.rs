@@ -47,7 +47,7 @@ pub fn give_out(mpi: &MpiComm, visible: Option<usize>) -> Result<usize, CommErro
         list: std::env::var("CUDA_VISIBLE_DEVICES").ok(),
     };
     let unreadable = |error: serde_json::Error| CommError::Refused { message: error.to_string() };
-    let all = mpi.all_gather_bytes(&serde_json::to_vec(&seat).map_err(unreadable)?)?;
+    let all = mpi.all_gather_bytes("gather of seats", &serde_json::to_vec(&seat).map_err(unreadable)?)?;
     let seats: Result<Vec<Seat>, _> = all.iter().map(|seat| serde_json::from_slice(seat)).collect();
     let devices = seat::assign(&seats.map_err(unreadable)?);
     devices.map(|devices| devices[mpi.rank()]).map_err(|message| CommError::Refused { message })

@@ -201,7 +201,7 @@ impl Comm for NcclComm {
             0 => telling(plane.library().unique_id()),
             _ => Vec::new(),
         };
-        let all = self.mpi.all_gather_bytes(&mine)?;
+        let all = self.mpi.all_gather_bytes("gather of the unique id", &mine)?;
         let id = told(&all[0]).map_err(|message| CommError::Refused { message })?;
         let call =
             Call { operation, elements: 0, bytes: 0, dtype: "u8", bucket: None, channel: Channel::Data };
@@ -283,8 +283,8 @@ impl Comm for NcclComm {
         })
     }
 
-    fn all_gather_bytes(&self, send: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
-        self.mpi.all_gather_bytes(send)
+    fn all_gather_bytes(&self, what: &'static str, send: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+        self.mpi.all_gather_bytes(what, send)
     }
 
     fn broadcast(&self, root: usize, bytes: &mut [u8]) -> Result<(), CommError> {

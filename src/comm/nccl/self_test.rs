@@ -83,7 +83,7 @@ impl NcclComm {
         })?;
         let seconds = started.elapsed().as_secs_f64();
         let (bytes, is_right) = outcome;
-        let verdicts = self.all_gather_bytes(&[u8::from(is_right)])?;
+        let verdicts = self.all_gather_bytes("gather of verdicts", &[u8::from(is_right)])?;
         let wrong = verdicts.iter().position(|verdict| verdict != &[1]);
         let error = wrong.map(|rank| format!("rank {rank} got another result than the known one"));
         Ok(Trial { operation: operation.into(), bytes, error, seconds, bus_gb_per_s: 0.0 })

@@ -76,7 +76,7 @@ pub fn find_shared(comm: &dyn Comm, mine: &mut Facts, request: &Request) -> Resu
     let mark = mark.flatten();
     let name = mark.as_ref().and_then(|mark| mark.path().file_name());
     let name = name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let names = comm.all_gather_bytes(name.as_bytes())?;
+    let names = comm.all_gather_bytes("gather of host names", name.as_bytes())?;
     let name = String::from_utf8_lossy(&names[0]).into_owned();
     let is_shared = (!name.is_empty()).then(|| folder.join(name).exists());
     // The file goes when all have looked.

@@ -106,7 +106,7 @@ pub fn gather(comm: &dyn Comm, mine: Facts, request: &Request) -> Result<Vec<Fac
         operation: "gathering what the ranks see",
         reason: error.to_string(),
     };
-    let messages = comm.all_gather_bytes(&serde_json::to_vec(&mine).map_err(failed)?)?;
+    let messages = comm.all_gather_bytes("gather of facts", &serde_json::to_vec(&mine).map_err(failed)?)?;
     messages.iter().map(|message| serde_json::from_slice(message).map_err(failed)).collect()
 }
 
@@ -116,7 +116,7 @@ fn seconds_ahead(comm: &dyn Comm) -> Result<f64, CommError> {
     let (origin, wall) = (Instant::now(), SystemTime::now());
     let since_1970 = wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
     let offset_us = offset_to_rank_0(comm, origin)?;
-    let all = comm.all_gather_bytes(&since_1970.to_le_bytes())?;
+    let all = comm.all_gather_bytes("gather of times", &since_1970.to_le_bytes())?;
     let rank_0 = all[0].first_chunk::<8>().map_or(since_1970, |bytes| u64::from_le_bytes(*bytes));
     Ok((since_1970 as i64 - rank_0 as i64) as f64 / 1e6 - offset_us / 1e6)
 }

@@ -106,7 +106,7 @@ impl Capture {
         self.state(session, CaptureGroup::Parameters, CaptureGroup::Optimizer)?;
         let report =
             serde_json::to_vec(&self.report).map_err(|error| Failure::alone(exit::INTERNAL, error))?;
-        let reports = session.comm.all_gather_bytes(&report)?;
+        let reports = session.comm.all_gather_bytes("gather of captures", &report)?;
         let published = match session.comm.rank() {
             0 => publish(session, (&self.partial, &self.target), self.step, numbers, &reports),
             _ => Ok(()),
