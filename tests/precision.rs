@@ -9,7 +9,7 @@ use lockstep_record::{
 use crate::launch::{Launch, assert_equal, exactly};
 
 /// fp16 that begins with a scale too large by one halving or two, and lets it grow again after two steps.
-const FP16: [&str; 3] = ["precision=fp16", "scaler.init_scale=134217728", "scaler.growth_interval=2"];
+const FP16: [&str; 3] = ["precision=fp16", "scaler.init_scale=2097152", "scaler.growth_interval=2"];
 
 fn with(launch: Launch, sets: &[&str]) -> Launch {
     sets.iter().fold(launch.set("record.local_gradients=true"), |launch, set| launch.set(set))
@@ -55,7 +55,7 @@ fn fp16_with_its_scale_on_any_number_of_ranks() {
     assert_matrix(folder.path(), &FP16, Launch::ranks);
     let (scales, skipped) = (scales(&folder.path().join("golden")), skipped(&folder.path().join("golden")));
     // Both directions were taken.
-    assert!(skipped.first() == Some(&1) && skipped.len() < 8, "{skipped:?}");
+    assert!(skipped.first() == Some(&1) && skipped.len() < 6, "{skipped:?}");
     assert!(scales.windows(2).any(|two| two[1] > two[0]), "{scales:?}");
 }
 
@@ -109,10 +109,13 @@ fn the_scale_is_in_the_record_and_in_the_checkpoint() {
         .inspect(|line| assert_eq!((line.phase, line.ranks.as_slice()), (Phase::Norm, &[(0, 1)][..])))
         .map(|line| (line.step, line.norm.0 == 1.0))
         .collect();
-    assert_eq!(found.iter().filter(|(_, found)| *found).map(|(step, _)| *step).collect::<Vec<_>>(), skipped(folder.path()));
+    assert_eq!(
+        found.iter().filter(|(_, found)| *found).map(|(step, _)| *step).collect::<Vec<_>>(),
+        skipped(folder.path())
+    );
     let csv = std::fs::read_to_string(run.metrics_csv()).unwrap();
     assert!(csv.lines().next().unwrap().ends_with(",loss_scale"));
-    assert!(csv.lines().nth(1).unwrap().ends_with(",134217728"), "{csv}");
+    assert!(csv.lines().nth(1).unwrap().ends_with(",2097152"), "{csv}");
 }
 
 #[test]
@@ -121,9 +124,12 @@ fn a_checkpoint_of_another_precision_begins_a_scale_and_a_damaged_one_is_refused
     let run = |name: &str| folder.path().join(name);
     Launch::ranks(2).stop_after(5).run(&run("fp32")).ok();
     let from = |name: &str, ranks: usize| Launch::ranks(ranks).argument("--resume").argument(run(name));
-    Launch::ranks(1).set("precision=bf16").resume().run(&run("fp32")).code(exit::USAGE).says(
-        "precision: the run began with \"fp32\" and cannot go on with \"bf16\"",
-    );
+    Launch::ranks(1)
+        .set("precision=bf16")
+        .resume()
+        .run(&run("fp32"))
+        .code(exit::USAGE)
+        .says("precision: the run began with \"fp32\" and cannot go on with \"bf16\"");
     with(from("fp32", 2), &["precision=fp16"]).run(&run("fp16")).ok();
     let first = LossScale { scale: Real(65536.0), finite_steps: 0 };
     assert_eq!(steps(&run("fp16"))[0].loss_scale, Some(first));
@@ -147,14 +153,24 @@ fn tiny_gradients_survive_by_the_scale() {
     let folder = tempfile::tempdir().unwrap();
     let norms = |name: &str, sets: &[&str]| {
         let run = folder.path().join(name);
-        // The loss of many targets is divided by their number, and its gradient is as small.
-        let small = ["batch.micro_batch_size=32", "schedule.steps=2", "schedule.warmup_steps=1", "evaluate.every=0"];
+        // The loss of 32,768 targets is divided by their number, and its gradient is as small.
+        let small = [
+            "batch.micro_batches=64",
+            "batch.micro_batch_size=32",
+            "data.max_samples=null",
+            "schedule.steps=1",
+            "schedule.warmup_steps=0",
+            "evaluate.every=0",
+            "record.local_gradients=false",
+        ];
         with(with(Launch::ranks(1), &small), sets).run(&run).ok();
         gradient_norms(&run)
     };
     let exact = norms("fp32", &[]);
-    let off = |norms: &[f64]| norms.iter().zip(&exact).map(|(norm, exact)| (norm / exact - 1.0).abs()).fold(0.0, f64::max);
-    let scaled = off(&norms("scaled", &["precision=fp16", "scaler.init_scale=16777216"]));
+    let off = |norms: &[f64]| {
+        norms.iter().zip(&exact).map(|(norm, exact)| (norm / exact - 1.0).abs()).fold(0.0, f64::max)
+    };
+    let scaled = off(&norms("scaled", &["precision=fp16", "scaler.init_scale=4194304"]));
     let unscaled = off(&norms("unscaled", &["precision=fp16", "scaler.enabled=never"]));
     assert!(scaled < 0.02 && unscaled > 0.1, "{scaled} scaled, {unscaled} not");
 }
@@ -163,10 +179,14 @@ fn tiny_gradients_survive_by_the_scale() {
 #[test]
 fn a_scale_that_is_far_too_large_comes_down() {
     let folder = tempfile::tempdir().unwrap();
-    let huge = ["precision=fp16", "scaler.init_scale=1e30", "scaler.backoff_factor=1e-3", "schedule.steps=16"];
+    let huge =
+        ["precision=fp16", "scaler.init_scale=1e30", "scaler.backoff_factor=1e-3", "schedule.steps=16"];
     with(Launch::ranks(2), &huge).run(folder.path()).ok();
     let skipped = skipped(folder.path());
-    assert!((7..=9).contains(&skipped.len()) && *skipped.last().unwrap() as usize == skipped.len(), "{skipped:?}");
+    assert!(
+        (7..=9).contains(&skipped.len()) && *skipped.last().unwrap() as usize == skipped.len(),
+        "{skipped:?}"
+    );
     let lines = steps(folder.path());
     assert!(lines[15].loss.0 < lines[0].loss.0 && lines[15].parameter_norm.0.is_finite());
 }
@@ -174,12 +194,18 @@ fn a_scale_that_is_far_too_large_comes_down() {
 #[test]
 fn the_dry_run_says_what_is_computed_in_what() {
     let folder = tempfile::tempdir().unwrap();
-    let ended = Launch::ranks(2).set("precision=fp16").set("reduce_dtype=bf16").argument("--dry-run").run(folder.path()).ok();
-    let expected = "fp16 forward and backward, fp32 parameters, gradients added in bf16, loss scale 65536 at first";
+    let ended = Launch::ranks(2)
+        .set("precision=fp16")
+        .set("reduce_dtype=bf16")
+        .argument("--dry-run")
+        .run(folder.path())
+        .ok();
+    let expected =
+        "fp16 forward and backward, fp32 parameters, gradients added in bf16, loss scale 65536 at first";
     assert!(ended.stdout.contains(expected), "{}", ended.stdout);
 }
 
-/// Mean loss over the last 50 of [`CURVE_STEPS`] steps.
+/// Of a loss curve.
 const CURVE_STEPS: u64 = 300;
 
 fn curve(run: &Path, sets: &[&str]) -> Vec<f64> {
@@ -200,13 +226,16 @@ fn curve(run: &Path, sets: &[&str]) -> Vec<f64> {
     steps(run).iter().map(|line| line.loss.0).collect()
 }
 
-/// The largest distance of two curves' means over 25 steps each, after the first 25.
+/// The largest distance of two curves' means over 25 steps each.
 fn apart(left: &[f64], right: &[f64]) -> f64 {
-    let means = |curve: &[f64]| -> Vec<f64> { curve.chunks(25).map(|part| part.iter().sum::<f64>() / 25.0).collect() };
+    let means = |curve: &[f64]| -> Vec<f64> {
+        curve.chunks(25).map(|part| part.iter().sum::<f64>() / 25.0).collect()
+    };
     means(left).iter().zip(means(right)).map(|(left, right)| (left - right).abs()).fold(0.0, f64::max)
 }
 
-/// Several hundred steps on Shakespeare. The bands are about three times what was seen when this was written.
+/// Several hundred steps on Shakespeare. The bands are two to three times what was seen when this was written: 0.0031, 0.0099 and
+/// 0.0003.
 #[test]
 fn loss_curves_stay_within_a_band_of_fp32() {
     let folder = tempfile::tempdir().unwrap();
@@ -214,9 +243,9 @@ fn loss_curves_stay_within_a_band_of_fp32() {
     let exact = of("fp32", &[]);
     assert!(exact[CURVE_STEPS as usize - 1] < exact[0] - 2.0, "it learns");
     for (sets, band) in [
-        (&["precision=bf16"][..], 0.02),
+        (&["precision=bf16"][..], 0.01),
         (&["precision=bf16", "reduce_dtype=bf16"], 0.02),
-        (&["precision=fp16"], 0.01),
+        (&["precision=fp16"], 0.001),
     ] {
         let distance = apart(&exact, &of(&sets.join("+"), sets));
         println!("{sets:?}: {distance}");
@@ -268,7 +297,10 @@ mod overflow {
         let folder = tempfile::tempdir().unwrap();
         let nan = |name: &str, policy: &str| {
             let sets = ["precision=fp16", "scaler.init_scale=4", "schedule.steps=30", policy];
-            with(Launch::ranks(2), &sets).mutate("nan-gradients").run(&folder.path().join(name)).code(exit::INTERNAL)
+            with(Launch::ranks(2), &sets)
+                .mutate("nan-gradients")
+                .run(&folder.path().join(name))
+                .code(exit::INTERNAL)
         };
         nan("stop", "optim.non_finite=stop").says("step 5: the gradient of wte.weight is not finite");
         assert_eq!(scales(&folder.path().join("stop")), [4.0, 4.0, 4.0, 2.0]);

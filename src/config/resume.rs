@@ -82,9 +82,15 @@ mod tests {
     fn free_keys_exist_and_each_fixed_section_is_fixed() {
         let known = |free: &&str| Keys::get().find(free).is_some() || Keys::get().is_section(free);
         assert!(FREE.iter().all(known));
-        for key in
-            ["model.layers", "data.tokenizer", "batch.micro_batches", "optim.lr", "precision", "reduce_dtype", "run.seed"]
-        {
+        for key in [
+            "model.layers",
+            "data.tokenizer",
+            "batch.micro_batches",
+            "optim.lr",
+            "precision",
+            "reduce_dtype",
+            "run.seed",
+        ] {
             assert!(!is_free(key), "{key}");
         }
         assert!(!is_free("run.name_of_it"));

@@ -204,10 +204,15 @@ fn scaler(config: &Config) -> Option<Problem> {
     }
     let base = serde_json::to_value(&super::load(&[], &[], &|_| None).ok()?.config).ok()?;
     let mine = serde_json::to_value(config).ok()?;
-    let changed = |key: &&Key| key.name.starts_with("scaler.") && get(&base, &key.name) != get(&mine, &key.name);
+    let changed =
+        |key: &&Key| key.name.starts_with("scaler.") && get(&base, &key.name) != get(&mine, &key.name);
     let key = Keys::get().keys.iter().find(changed)?;
     let message = format!("under precision: {} the loss is not scaled", config.precision.name());
-    Some(Problem::new(key.name.as_str(), message, "leave the section `scaler` as it is, or set precision: fp16"))
+    Some(Problem::new(
+        key.name.as_str(),
+        message,
+        "leave the section `scaler` as it is, or set precision: fp16",
+    ))
 }
 
 fn vocabulary(data: &Data) -> Option<Problem> {

@@ -52,7 +52,12 @@ mod tests {
             vec![(ParameterSpec { name: "w".into(), shape: vec![8, 8] }, Initial::Constant(0.5))]
         }
 
-        fn loss(&self, weights: &dyn Weights, batch: &MicroBatch, _: Option<&Dropout>) -> Result<Tensor, TchError> {
+        fn loss(
+            &self,
+            weights: &dyn Weights,
+            batch: &MicroBatch,
+            _: Option<&Dropout>,
+        ) -> Result<Tensor, TchError> {
             let weight = weights.get(0)?;
             let hidden = batch.inputs.f_matmul(weight)?;
             let logits = hidden.f_relu()?.f_add(&batch.inputs)?.f_matmul(weight)?;
@@ -88,13 +93,21 @@ mod tests {
             let model = Autocast::new(Box::new(Small), format);
             let loss = model.loss(&vec![ours.shallow_clone()], &batch, None).unwrap();
             let expected = by_hand(format.kind(), &theirs, &batch);
-            assert_eq!((loss.kind(), loss.double_value(&[])), (Kind::Float, expected.double_value(&[])), "{format:?}");
+            assert_eq!(
+                (loss.kind(), loss.double_value(&[])),
+                (Kind::Float, expected.double_value(&[])),
+                "{format:?}"
+            );
             loss.backward();
             expected.backward();
             assert_eq!(ours.grad().kind(), Kind::Float);
             assert!(ours.grad().equal(&theirs.grad()), "{format:?}");
             let exact = Small.loss(&vec![ours.shallow_clone()], &batch, None).unwrap();
-            assert_ne!(exact.double_value(&[]), loss.double_value(&[]), "the control: fp32 is another number");
+            assert_ne!(
+                exact.double_value(&[]),
+                loss.double_value(&[]),
+                "the control: fp32 is another number"
+            );
         }
     }
 
@@ -103,7 +116,9 @@ mod tests {
     fn it_leaves_nothing_behind() {
         let (batch, weight) = (batch(), weight());
         let model = Autocast::new(Box::new(Small), Format::Bf16);
-        let loss = |weight: &Tensor| model.loss(&vec![weight.shallow_clone()], &batch, None).map(|loss| loss.double_value(&[]));
+        let loss = |weight: &Tensor| {
+            model.loss(&vec![weight.shallow_clone()], &batch, None).map(|loss| loss.double_value(&[]))
+        };
         let first = loss(&weight).unwrap();
         assert!(loss(&Tensor::zeros([3, 3], (Kind::Float, Device::Cpu))).is_err());
         assert_eq!(batch.inputs.matmul(&weight).kind(), Kind::Float);

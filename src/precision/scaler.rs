@@ -43,9 +43,7 @@ impl LossScaler {
     pub fn update(&mut self, finite: bool) {
         if !finite {
             self.scale = ((f64::from(self.scale) * self.settings.backoff_factor) as f32).max(SCALE_MIN);
-            if !active(Mutation::GrowthCountKept) {
-                self.finite_steps = 0;
-            }
+            self.finite_steps = if active(Mutation::OverflowCounted) { self.finite_steps + 1 } else { 0 };
             return;
         }
         self.finite_steps += 1;
@@ -124,7 +122,8 @@ mod tests {
             let Scaler { growth_factor, backoff_factor, growth_interval, .. } = self.settings;
             let mut scale = self.scale.shallow_clone();
             let (grow, back) = (growth_factor, backoff_factor);
-            let _ = scale.internal_amp_update_scale_(&self.tracker, &found, grow, back, growth_interval as i64);
+            let _ =
+                scale.internal_amp_update_scale_(&self.tracker, &found, grow, back, growth_interval as i64);
         }
     }
 

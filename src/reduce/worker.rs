@@ -71,7 +71,9 @@ impl Desk {
     pub fn execute(&mut self, comm: &dyn Comm, job: Job) -> Result<(Done, Cost), CommError> {
         let sent = comm.bytes_sent();
         let (done, seconds) = match job {
-            Job::Reduce { bucket, sums, unscale, update } => self.reduce(comm, bucket, (sums, unscale), update),
+            Job::Reduce { bucket, sums, unscale, update } => {
+                self.reduce(comm, bucket, (sums, unscale), update)
+            }
             Job::Publish { bucket, parameters } => self.publish(comm, bucket, parameters),
         }?;
         Ok((done, Cost { seconds, bytes: comm.bytes_sent() - sent }))
@@ -92,7 +94,8 @@ impl Desk {
         strategy.reduce(comm, bucket, &mut sums)?;
         drop(span);
         let seconds = started.elapsed().as_secs_f64();
-        let early = active(Mutation::ClipBeforeUnscale).then(|| square_sums(sums.gradient(), &shards[bucket]));
+        let early =
+            active(Mutation::ClipBeforeUnscale).then(|| square_sums(sums.gradient(), &shards[bucket]));
         // All of it: under DDP every rank has the whole gradient.
         let whole = 0..sums.gradient().len();
         norm::scale(sums.gradient_mut().as_mut_slice(), &whole, unscale);

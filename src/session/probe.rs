@@ -42,7 +42,9 @@ fn explain(precision: Precision, error: String) -> String {
         Precision::Fp16 => "bf16, or fp32",
     };
     let name = precision.name();
-    format!("precision: {name}: libtorch cannot train this model in {name} on this processor; choose {others} ({error})")
+    format!(
+        "precision: {name}: libtorch cannot train this model in {name} on this processor; choose {others} ({error})"
+    )
 }
 
 fn observe(
@@ -76,7 +78,10 @@ mod tests {
     fn a_precision_that_the_processor_cannot_compute_is_named_with_another() {
         let error = Tensor::ones([2, 2], (Kind::Half, Device::Cpu)).f_linalg_cholesky(false).unwrap_err();
         let message = explain(Precision::Fp16, error.to_string());
-        assert!(message.starts_with("precision: fp16: libtorch cannot train this model in fp16"), "{message}");
+        assert!(
+            message.starts_with("precision: fp16: libtorch cannot train this model in fp16"),
+            "{message}"
+        );
         assert!(message.contains("choose bf16, or fp32") && message.contains("Half"), "{message}");
         assert_eq!(explain(Precision::Fp32, "as it is".into()), "as it is");
     }

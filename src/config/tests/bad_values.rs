@@ -86,7 +86,7 @@ fn types_and_bounds() {
         ("schedule.final_fraction=1.5", "found 1.5; give a number from 0 to 1"),
         ("checkpoint.keep=0", "found 0; give a whole number from 1"),
         ("evaluate.micro_batches=0", "found 0; give a whole number from 1 to 1048576"),
-        ("precision=fp8", "found \"fp8\"; did you mean fp16? It takes fp32 | bf16 | fp16"),
+        ("precision=fp8", "found \"fp8\"; give fp32 | bf16 | fp16"),
         ("precision=half", "found \"half\"; give fp32 | bf16 | fp16"),
         ("reduce_dtype=null", "found null; give fp32 | bf16 | fp16"),
         ("scaler.enabled=true", "found true; give auto | never"),
@@ -179,7 +179,10 @@ fn precisions_that_do_not_fit_the_rest() {
         "--set scaler.init_scale=1024: scaler.init_scale: under precision: fp32 the loss is not scaled; leave the section \
          `scaler` as it is, or set precision: fp16"
     );
-    assert!(refused(&["precision=bf16", "scaler.enabled=never"]).contains("scaler.enabled: under precision: bf16"));
+    assert!(
+        refused(&["precision=bf16", "scaler.enabled=never"])
+            .contains("scaler.enabled: under precision: bf16")
+    );
     assert_eq!(
         refused(&["reduce_dtype=bf16", "parallel.reduction=native"]),
         "--set reduce_dtype=bf16: reduce_dtype: the library (parallel.reduction: native) cannot add in bf16; choose \
