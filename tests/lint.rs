@@ -62,7 +62,7 @@ fn right_runs_of_other_settings_have_no_finding() {
         &["parallel.compression=bf16"],
         &["precision=bf16", "reduce_dtype=bf16"],
         // Its first steps are left out.
-        &["precision=fp16", "scaler.init_scale=134217728"],
+        &["precision=fp16", "scaler.init_scale=2097152"],
         &["parallel.reduction=native"],
     ];
     for set in settings {

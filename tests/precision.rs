@@ -9,7 +9,7 @@ use lockstep_record::{
 use crate::launch::{Launch, assert_equal, exactly};
 
 /// fp16 that begins with a scale too large by one halving or two, and lets it grow again after two steps.
-const FP16: [&str; 3] = ["precision=fp16", "scaler.init_scale=134217728", "scaler.growth_interval=2"];
+const FP16: [&str; 3] = ["precision=fp16", "scaler.init_scale=2097152", "scaler.growth_interval=2"];
 
 fn with(launch: Launch, sets: &[&str]) -> Launch {
     sets.iter().fold(launch.set("record.local_gradients=true"), |launch, set| launch.set(set))
@@ -55,7 +55,7 @@ fn fp16_with_its_scale_on_any_number_of_ranks() {
     assert_matrix(folder.path(), &FP16, Launch::ranks);
     let (scales, skipped) = (scales(&folder.path().join("golden")), skipped(&folder.path().join("golden")));
     // Both directions were taken.
-    assert!(skipped.first() == Some(&1) && skipped.len() < 8, "{skipped:?}");
+    assert!(skipped.first() == Some(&1) && skipped.len() < 6, "{skipped:?}");
     assert!(scales.windows(2).any(|two| two[1] > two[0]), "{scales:?}");
 }
 
@@ -115,7 +115,7 @@ fn the_scale_is_in_the_record_and_in_the_checkpoint() {
     );
     let csv = std::fs::read_to_string(run.metrics_csv()).unwrap();
     assert!(csv.lines().next().unwrap().ends_with(",loss_scale"));
-    assert!(csv.lines().nth(1).unwrap().ends_with(",134217728"), "{csv}");
+    assert!(csv.lines().nth(1).unwrap().ends_with(",2097152"), "{csv}");
 }
 
 #[test]
@@ -153,9 +153,16 @@ fn tiny_gradients_survive_by_the_scale() {
     let folder = tempfile::tempdir().unwrap();
     let norms = |name: &str, sets: &[&str]| {
         let run = folder.path().join(name);
-        // The loss of many targets is divided by their number, and its gradient is as small.
-        let small =
-            ["batch.micro_batch_size=32", "schedule.steps=2", "schedule.warmup_steps=1", "evaluate.every=0"];
+        // The loss of 32,768 targets is divided by their number, and its gradient is as small.
+        let small = [
+            "batch.micro_batches=64",
+            "batch.micro_batch_size=32",
+            "data.max_samples=null",
+            "schedule.steps=1",
+            "schedule.warmup_steps=0",
+            "evaluate.every=0",
+            "record.local_gradients=false",
+        ];
         with(with(Launch::ranks(1), &small), sets).run(&run).ok();
         gradient_norms(&run)
     };
@@ -163,7 +170,7 @@ fn tiny_gradients_survive_by_the_scale() {
     let off = |norms: &[f64]| {
         norms.iter().zip(&exact).map(|(norm, exact)| (norm / exact - 1.0).abs()).fold(0.0, f64::max)
     };
-    let scaled = off(&norms("scaled", &["precision=fp16", "scaler.init_scale=16777216"]));
+    let scaled = off(&norms("scaled", &["precision=fp16", "scaler.init_scale=4194304"]));
     let unscaled = off(&norms("unscaled", &["precision=fp16", "scaler.enabled=never"]));
     assert!(scaled < 0.02 && unscaled > 0.1, "{scaled} scaled, {unscaled} not");
 }
@@ -198,7 +205,7 @@ fn the_dry_run_says_what_is_computed_in_what() {
     assert!(ended.stdout.contains(expected), "{}", ended.stdout);
 }
 
-/// Mean loss over the last 50 of [`CURVE_STEPS`] steps.
+/// Of a loss curve.
 const CURVE_STEPS: u64 = 300;
 
 fn curve(run: &Path, sets: &[&str]) -> Vec<f64> {
@@ -219,7 +226,7 @@ fn curve(run: &Path, sets: &[&str]) -> Vec<f64> {
     steps(run).iter().map(|line| line.loss.0).collect()
 }
 
-/// The largest distance of two curves' means over 25 steps each, after the first 25.
+/// The largest distance of two curves' means over 25 steps each.
 fn apart(left: &[f64], right: &[f64]) -> f64 {
     let means = |curve: &[f64]| -> Vec<f64> {
         curve.chunks(25).map(|part| part.iter().sum::<f64>() / 25.0).collect()
@@ -227,7 +234,8 @@ fn apart(left: &[f64], right: &[f64]) -> f64 {
     means(left).iter().zip(means(right)).map(|(left, right)| (left - right).abs()).fold(0.0, f64::max)
 }
 
-/// Several hundred steps on Shakespeare. The bands are about three times what was seen when this was written.
+/// Several hundred steps on Shakespeare. The bands are two to three times what was seen when this was written: 0.0031, 0.0099 and
+/// 0.0003.
 #[test]
 fn loss_curves_stay_within_a_band_of_fp32() {
     let folder = tempfile::tempdir().unwrap();
@@ -235,9 +243,9 @@ fn loss_curves_stay_within_a_band_of_fp32() {
     let exact = of("fp32", &[]);
     assert!(exact[CURVE_STEPS as usize - 1] < exact[0] - 2.0, "it learns");
     for (sets, band) in [
-        (&["precision=bf16"][..], 0.02),
+        (&["precision=bf16"][..], 0.01),
         (&["precision=bf16", "reduce_dtype=bf16"], 0.02),
-        (&["precision=fp16"], 0.01),
+        (&["precision=fp16"], 0.001),
     ] {
         let distance = apart(&exact, &of(&sets.join("+"), sets));
         println!("{sets:?}: {distance}");

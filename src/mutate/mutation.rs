@@ -250,8 +250,8 @@ pub enum Mutation {
     FoundInfOnOneRank,
     /// Gradients are added up in bf16 though fp32 is asked for.
     ReducedInBf16,
-    /// After an overflow the steps before it still count towards the next growth of the loss scale.
-    GrowthCountKept,
+    /// A step that overflowed counts towards the next growth of the loss scale.
+    OverflowCounted,
     /// The 16-bit copies of parameters are not made anew after an update.
     StaleCasts,
     /// In step 3 one micro-batch's gradient is so large that it overflows in fp16.

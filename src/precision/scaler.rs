@@ -43,9 +43,7 @@ impl LossScaler {
     pub fn update(&mut self, finite: bool) {
         if !finite {
             self.scale = ((f64::from(self.scale) * self.settings.backoff_factor) as f32).max(SCALE_MIN);
-            if !active(Mutation::GrowthCountKept) {
-                self.finite_steps = 0;
-            }
+            self.finite_steps = if active(Mutation::OverflowCounted) { self.finite_steps + 1 } else { 0 };
             return;
         }
         self.finite_steps += 1;

@@ -90,7 +90,7 @@ fn types_and_bounds() {
         ("schedule.final_fraction=1.5", "found 1.5; give a number from 0 to 1"),
         ("checkpoint.keep=0", "found 0; give a whole number from 1"),
         ("evaluate.micro_batches=0", "found 0; give a whole number from 1 to 1048576"),
-        ("precision=fp8", "found \"fp8\"; did you mean fp16? It takes fp32 | bf16 | fp16"),
+        ("precision=fp8", "found \"fp8\"; give fp32 | bf16 | fp16"),
         ("precision=half", "found \"half\"; give fp32 | bf16 | fp16"),
         ("reduce_dtype=null", "found null; give fp32 | bf16 | fp16"),
         ("scaler.enabled=true", "found true; give auto | never"),
