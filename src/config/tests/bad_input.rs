@@ -9,7 +9,7 @@ fn not_a_file() {
         folder.error(&["none.yaml"], &[]),
         "--config: there is no configuration file none.yaml; give a file that exists, or one of the program's own: \
          base.yaml, bench-10m.yaml, bench-30m.yaml, bench-resnet.yaml, bpe.yaml, demo.yaml, gpt-10m.yaml, gpt-30m.yaml, \
-         resnet-tiny.yaml, rotary.yaml, sgd.yaml, tiny.yaml"
+         resnet-tiny.yaml, rotary.yaml, sgd.yaml, tiny.yaml, vla-tiny.yaml"
     );
     std::fs::create_dir(folder.path("folder.yaml")).unwrap();
     assert!(

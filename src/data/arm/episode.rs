@@ -173,7 +173,7 @@ mod tests {
         kinds.dedup();
         assert!(kinds.len() > 20, "{} pairs of counts", kinds.len());
         let share = |made: usize| counts.iter().filter(|count| count.1 == made).count() as f64 / 2000.0;
-        assert!(share(12) > 0.3 && share(12) < 0.95, "{} of the episodes are not over", share(12));
+        assert!(share(12) > 0.1 && share(12) < 0.5, "{} of the episodes are not over", share(12));
     }
 
     proptest! {
