@@ -285,8 +285,8 @@ fn another_trainers_epochs_count_where_it_counts_them() {
             line.masks = Vec::new();
         }
         let first = run.samples[0].micro_batches.clone();
-        for index in 0..repeated {
-            run.samples[1].micro_batches[index][0] = first[index][0];
+        for (again, first) in run.samples[1].micro_batches.iter_mut().zip(first).take(repeated) {
+            again[0] = first[0];
         }
         names(&look_at(&run, |_| {}))
     };
@@ -410,7 +410,7 @@ fn a_schedule_that_begins_anew_after_a_resume_is_found() {
         last.step = 6;
         run.metrics.push(last);
         let mut last = run.samples[4].clone();
-        (last.step, last.masks, last.micro_batches) = (6, vec![], vec![vec![6, 7]; 0]);
+        (last.step, last.masks, last.micro_batches) = (6, vec![], vec![]);
         run.samples.push(last);
         for (line, rate) in run.metrics.iter_mut().zip(rates) {
             line.learning_rate = Real(rate);

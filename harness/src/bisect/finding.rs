@@ -249,10 +249,11 @@ impl Finding {
         let mut text = if plural { String::new() } else { "s".to_owned() };
         match self.phase {
             // Who computed it, or owns it; nobody holds another value of it.
-            _ if self.is_of_micro_batches() => match self.rank {
-                Some(rank) => text += &format!(", computed by rank {rank}"),
-                None => {}
-            },
+            _ if self.is_of_micro_batches() => {
+                if let Some(rank) = self.rank {
+                    text += &format!(", computed by rank {rank}");
+                }
+            }
             _ if self.is_of_one_copy() => text += &format!(" on rank {} only", rank_text(&self.ranks)),
             _ if !self.ranks.is_empty() => text += &format!(" on ranks {}", rank_text(&self.ranks)),
             _ => {}

@@ -58,7 +58,8 @@ pub struct Pair<'a> {
 
 /// The first phase, in the order of events, in which the records differ.
 pub fn part(pair: Pair) -> Option<Parted> {
-    let order: [(Phase, fn(Pair) -> Compared); 9] = [
+    type Compare = fn(Pair) -> Compared;
+    let order: [(Phase, Compare); 9] = [
         (Phase::Data, data),
         (Phase::Forward, losses),
         (Phase::LocalGradient, |pair| digests(pair, Recorded::LocalGradient)),

@@ -1,6 +1,7 @@
 //! Reading a checkpoint's tensors piece by piece, in constant memory, from files that may be damaged or hostile.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -60,10 +61,18 @@ impl<'de> Deserialize<'de> for Header {
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
                         map.next_value::<IgnoredAny>()?;
-                    } else if entries.contains_key(&name) {
-                        return Err(A::Error::custom(format!("two entries are called `{name}`")));
-                    } else {
-                        entries.insert(name, map.next_value()?);
+                        continue;
+                    }
+                    match entries.entry(name) {
+                        Entry::Vacant(place) => {
+                            place.insert(map.next_value()?);
+                        }
+                        Entry::Occupied(other) => {
+                            return Err(A::Error::custom(format!(
+                                "two entries are called `{}`",
+                                other.key()
+                            )));
+                        }
                     }
                 }
                 Ok(Header(entries))

@@ -79,7 +79,7 @@ pub fn report(options: &Options, out: &mut dyn Write) -> Result<i32, ReportError
     for (input, label) in inputs.iter().zip(&labels) {
         let cases = match input {
             Input::Run(path) => {
-                vec![judge(path, label, *reference.get_or_insert(path.as_path()), options.mode)]
+                vec![judge(path, label, reference.get_or_insert(path.as_path()), options.mode)]
             }
             Input::Saved(_, report) => {
                 sentences.push(format!("{}: {}", report.title, report.sentence));

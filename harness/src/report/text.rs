@@ -77,7 +77,7 @@ mod tests {
         assert_eq!(visible("a\u{202e}b\x1b"), "a\\u{202e}b\\u{1b}");
         assert_eq!(visible_lines("α → β\n\u{7}"), "α → β\n\\u{7}");
         let mut written = Vec::new();
-        write!(Visible(&mut written), "error: {}\n", "\x1b]0;title\u{7}").unwrap();
+        writeln!(Visible(&mut written), "error: \x1b]0;title\u{7}").unwrap();
         assert_eq!(written, b"error: \\u{1b}]0;title\\u{7}\n");
     }
 

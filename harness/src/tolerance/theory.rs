@@ -2,7 +2,7 @@
 //! Stability of Numerical Algorithms* (2nd ed., 2002). docs/tolerance.md has the derivations.
 
 /// Half the distance from 1 to the next number in fp32.
-pub const UNIT_ROUNDOFF: f64 = 5.960_464_477_539_062_5e-8;
+pub const UNIT_ROUNDOFF: f64 = f32::EPSILON as f64 / 2.0;
 
 /// Variance of one rounding ÷ variance of one perturbation, both of numbers of the same size: a rounding is uniform over one
 /// unit in the last place (1/12), a perturbation is −1, 0 or 1 with probabilities 1/4, 1/2, 1/4 (1/2).

@@ -161,8 +161,9 @@ impl ActionSamples {
 /// The words of the plan, each at the position before it.
 fn targets_of(turn: &Turn) -> [i64; TURN_TOKENS] {
     let mut targets = [IGNORED; TURN_TOKENS];
-    for position in OBSERVATION_TOKENS - 1..OBSERVATION_TOKENS - 1 + turn.words {
-        targets[position] = i64::from(turn.tokens[position + 1]);
+    let words = &turn.tokens[OBSERVATION_TOKENS..OBSERVATION_TOKENS + turn.words];
+    for (target, &word) in targets[OBSERVATION_TOKENS - 1..].iter_mut().zip(words) {
+        *target = i64::from(word);
     }
     targets
 }

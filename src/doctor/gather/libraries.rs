@@ -51,11 +51,11 @@ pub fn nccl(logs: &[PathBuf]) -> Nccl {
     let library = found.as_ref().ok();
     // The name alone says little: the linker knows where it found it.
     let path =
-        |library: &&Library| loaded(LIBRARY_NAME).into_iter().next().unwrap_or_else(|| library.path.clone());
+        |library: &Library| loaded(LIBRARY_NAME).into_iter().next().unwrap_or_else(|| library.path.clone());
     Nccl {
         path: library.map(|library| match library.path.is_absolute() {
             true => library.path.display().to_string(),
-            false => path(&library).display().to_string(),
+            false => path(library).display().to_string(),
         }),
         version: library.map(|library| version_text(library.version)),
         double: library.and_then(|library| library.double.as_ref()).map(|double| double.description.clone()),

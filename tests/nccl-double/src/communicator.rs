@@ -120,7 +120,7 @@ impl Communicator {
     }
 
     /// In order: a communicator that was not finalized is now.
-    pub fn destroy(mut self: Box<Self>) -> Code {
+    pub fn destroy(mut self) -> Code {
         if !self.is_finalized && self.state() == SUCCESS && self.finalize().is_ok() {
             self.wait();
         }
@@ -135,7 +135,7 @@ impl Communicator {
     }
 
     /// Ends whatever is in progress.
-    pub fn abort(self: Box<Self>) {
+    pub fn abort(self) {
         drop(self);
     }
 }

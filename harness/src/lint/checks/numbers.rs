@@ -81,7 +81,7 @@ pub fn clip(context: &Context, _: Option<&StepFacts>, step: &StepFacts) -> Looke
     }
     let at = |message: String| Finding::new(File::Metrics.name(), Some(line.line), message).at(step.step);
     // Measured ones are the ratio of two rounded norms.
-    looked.holds(clip >= 0.0 && clip <= 1.0 + 1e-4, || {
+    looked.holds((0.0..=1.0 + 1e-4).contains(&clip), || {
         at(format!("the clip coefficient is {clip}: clipping only shrinks"))
     });
     let limit = match context.config("optim.clip_norm") {
