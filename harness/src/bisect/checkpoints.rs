@@ -8,7 +8,7 @@ use lockstep_record::{DigestLine, Phase as Recorded, RunDir, TensorEntry, Traini
 use super::elements::{Reading, compare_streams};
 use super::finding::{Finding, Phase, Seen};
 use super::part::rank_count;
-use crate::compare::{Checkpoint, Value};
+use crate::compare::{Checkpoint, Value, scale_text};
 
 /// Said of files that do not have their digest.
 const CHANGED: &str =
@@ -220,6 +220,6 @@ fn facts(state: &TrainingState) -> [(&'static str, String); 9] {
         ("data_digest", state.data_digest.clone()),
         ("updates_left_out", format!("{:?}", state.updates_left_out)),
         ("skipped_in_a_row", state.skipped_in_a_row.to_string()),
-        ("loss_scale", format!("{:?}", state.loss_scale)),
+        ("loss_scale", state.loss_scale.map_or("none".into(), scale_text)),
     ]
 }

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use lockstep_record::{Phase, RecordError, RunDir, TensorEntry, refuse_link};
+use lockstep_record::{Phase, RecordError, RunDir, TensorEntry, TrainingState, refuse_link};
 
 use super::CompareError;
 use super::bars::{Bars, Subject};
 use super::difference::{Check, Difference, Event, Place};
 use super::elements::{Judge, TensorPair};
+use super::steps::scale_text;
 use super::tensors::Checkpoint;
 use super::values::Value;
 
@@ -84,6 +85,7 @@ impl Checks {
 /// What a resume needs besides tensors; how the checkpoint was written may differ.
 fn compare_state(check: &mut Check, step: u64, golden: &Checkpoint, candidate: &Checkpoint) {
     let (left, right) = (&golden.manifest.state, &candidate.manifest.state);
+    let scale = |state: &TrainingState| state.loss_scale.map_or("none".into(), scale_text);
     let facts = [
         ("step", left.step.to_string(), right.step.to_string()),
         ("seed", left.seed.to_string(), right.seed.to_string()),
@@ -93,7 +95,7 @@ fn compare_state(check: &mut Check, step: u64, golden: &Checkpoint, candidate: &
         ("data_digest", left.data_digest.clone(), right.data_digest.clone()),
         ("updates_left_out", format!("{:?}", left.updates_left_out), format!("{:?}", right.updates_left_out)),
         ("skipped_in_a_row", left.skipped_in_a_row.to_string(), right.skipped_in_a_row.to_string()),
-        ("loss_scale", format!("{:?}", left.loss_scale), format!("{:?}", right.loss_scale)),
+        ("loss_scale", scale(left), scale(right)),
     ];
     for (what, left, right) in facts {
         check.same(&left, &right, || {

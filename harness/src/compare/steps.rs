@@ -86,6 +86,7 @@ pub fn compare_metrics(
 
 /// By name.
 type Terms = BTreeMap<String, LossTerm>;
+
 /// `65536 after 3 finite steps`
 pub fn scale_text(scale: LossScale) -> String {
     format!("{} after {} finite steps", scale.scale, scale.finite_steps)
