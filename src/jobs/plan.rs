@@ -161,7 +161,10 @@ fn arguments(request: &Request, entry: &Entry, site: &Site) -> Result<Vec<String
         return match user.is_empty() {
             true => Ok(Vec::new()),
             false => {
-                Err(JobError::new("job verify runs a plan (jobs.verify.plan of the site file), no training"))
+                let job = &request.job;
+                Err(JobError::new(format!(
+                    "job {job} runs a plan (jobs.{job}.plan of the site file), no training"
+                )))
             }
         };
     }
