@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Bench, MODEL, STEPS, segment};
-use lockstep_record::{Digest, Phase, Real};
+use lockstep_record::{Digest, LossTerm, Phase, Real};
 
 /// Spoils the candidate, compares exactly, and returns what follows "First difference:".
 fn first_difference(spoil: impl FnOnce(&mut Bench)) -> String {
@@ -63,6 +63,55 @@ fn a_micro_batch_loss_is_measured_in_fp32() {
     });
     assert_starts(&changed, "step 4, forward, micro-batch 1, micro_batch_losses: ");
     assert!(changed.ends_with(", 1 ulp apart"), "{changed}");
+}
+
+/// Gives both runs two losses in every step.
+fn two_losses(bench: &mut Bench) {
+    for line in bench.golden.metrics.iter_mut().chain(&mut bench.candidate.metrics) {
+        for (name, targets) in [("ar", 40), ("fm", 96)] {
+            let term = LossTerm { loss: Real(0.5 * line.loss.0), targets };
+            line.loss_terms.insert(name.into(), term);
+            line.validation_loss_terms.insert(name.into(), term);
+        }
+    }
+}
+
+fn term<'b>(bench: &'b mut Bench, index: usize, name: &str) -> &'b mut LossTerm {
+    two_losses(bench);
+    bench.candidate.metrics[index].loss_terms.get_mut(name).unwrap()
+}
+
+#[test]
+fn each_of_several_losses_is_named() {
+    let changed = first_difference(|bench| {
+        let loss = &mut term(bench, 2, "fm").loss;
+        *loss = Real(loss.0.next_up());
+    });
+    assert_starts(&changed, "step 3, forward, loss_terms.fm: golden 2.35 (0x");
+    assert!(changed.ends_with(", 1 ulp apart"), "{changed}");
+    let changed = first_difference(|bench| term(bench, 1, "ar").targets = 39);
+    assert_starts(&changed, "step 2, data, targets of loss_terms.ar: golden 40, candidate 39");
+    let changed = first_difference(|bench| {
+        two_losses(bench);
+        bench.candidate.metrics[3].loss_terms.remove("ar");
+    });
+    assert_starts(&changed, "step 4, forward, loss_terms.ar: golden recorded, candidate absent");
+    let changed = first_difference(|bench| {
+        two_losses(bench);
+        bench.candidate.metrics[4].validation_loss_terms.get_mut("ar").unwrap().loss = Real(9.0);
+    });
+    assert_starts(&changed, "step 5, validation, validation_loss_terms.ar: ");
+}
+
+/// Another trainer's record need not tell them apart.
+#[test]
+fn losses_that_one_run_does_not_tell_apart_are_not_compared() {
+    let mut bench = Bench::new();
+    two_losses(&mut bench);
+    bench.candidate.metrics.iter_mut().for_each(|line| line.loss_terms.clear());
+    bench.write();
+    let (code, out, errors) = bench.compare(&["--exact"]);
+    assert_eq!(code, 0, "{out}{errors}");
 }
 
 #[test]

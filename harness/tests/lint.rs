@@ -8,7 +8,7 @@ use std::path::Path;
 use common::{MODEL, Run, STEPS, harness, read_manifest, segment, write_manifest};
 use lockstep_harness::lint::{CATALOGUE, Finding, Report, lint};
 use lockstep_record::{
-    BLOCK_BYTES, Digest, DigestLine, Ended, Outcome, Phase, RankInfo, Real, RunDir, block_digests,
+    BLOCK_BYTES, Digest, DigestLine, Ended, LossTerm, Outcome, Phase, RankInfo, Real, RunDir, block_digests,
     tensor_digest,
 };
 use proptest::prelude::*;
@@ -316,6 +316,11 @@ fn what_is_not_finite_is_named_wherever_it_is() {
     says(&finding, "error finite: metrics.jsonl:3: step 3: loss is NaN");
     let finding = spoiled(&["finite"], |run| run.metrics[2].micro_batch_losses[1] = Real(f64::INFINITY));
     says(&finding, "step 3, micro-batch 1: the loss of a micro-batch is inf");
+    let finding = spoiled(&["finite"], |run| {
+        let term = LossTerm { loss: Real(f64::NAN), targets: 96 };
+        run.metrics[2].loss_terms = [("fm".into(), term)].into();
+    });
+    says(&finding, "step 3: the loss fm is NaN");
     let finding =
         spoiled(&["finite"], |run| run.digest(3, Phase::Optimizer, "exp_avg/wte.bias").norm = Real(f64::NAN));
     says(&finding, "step 3, exp_avg/wte.bias, rank 0-2: optimizer: the norm is NaN");

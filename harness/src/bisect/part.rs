@@ -408,6 +408,30 @@ mod tests {
         part(Pair { golden: &record(), candidate, world: Some(WORLD) })
     }
 
+    fn with_losses(ar: (f64, u64), fm: (f64, u64)) -> StepRecord {
+        let mut record = record();
+        let terms = [("ar", ar), ("fm", fm)].map(|(name, (loss, targets))| {
+            (name.to_owned(), LossTerm { loss: Real(loss), targets })
+        });
+        record.metrics.as_mut().unwrap().loss_terms = terms.into();
+        record
+    }
+
+    #[test]
+    fn losses_and_their_targets_are_told_apart() {
+        let golden = with_losses((1.0, 40), (2.0, 96));
+        let part = |candidate: &StepRecord| {
+            let parted = part(Pair { golden: &golden, candidate, world: Some(WORLD) })?;
+            Some((parted.phase, parted.items[0].what.clone()))
+        };
+        assert_eq!(part(&golden), None);
+        assert_eq!(part(&record()), None, "another trainer does not record them");
+        let other = with_losses((1.0, 40), (2.5, 96));
+        assert_eq!(part(&other), Some((Phase::Forward, "loss_terms.fm".into())));
+        let other = with_losses((1.5, 41), (2.0, 96));
+        assert_eq!(part(&other), Some((Phase::Data, "targets of loss_terms.ar".into())));
+    }
+
     /// In the order of events: what spoils one thing, and what must be said then.
     type Spoil = fn(&mut StepRecord);
     const SPOILS: [(Phase, &str, Spoil); 12] = [
