@@ -410,9 +410,8 @@ mod tests {
 
     fn with_losses(ar: (f64, u64), fm: (f64, u64)) -> StepRecord {
         let mut record = record();
-        let terms = [("ar", ar), ("fm", fm)].map(|(name, (loss, targets))| {
-            (name.to_owned(), LossTerm { loss: Real(loss), targets })
-        });
+        let terms = [("ar", ar), ("fm", fm)]
+            .map(|(name, (loss, targets))| (name.to_owned(), LossTerm { loss: Real(loss), targets }));
         record.metrics.as_mut().unwrap().loss_terms = terms.into();
         record
     }
