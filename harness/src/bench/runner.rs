@@ -10,7 +10,7 @@ use super::cores::{Cores, others_share};
 use super::links::Links;
 use super::measure::{LaunchTimes, Measured, Record, unlike};
 use super::order::ours_goes_first;
-use super::plan::{Comparison, Peer, Plan, Side, Variant};
+use super::plan::{Comparison, LOOPBACK, Peer, Plan, Side, Variant};
 use super::results::{Finding, Pair};
 use super::turns::{Entrant, Freezer, Rules, step_seconds, take_turns};
 use crate::launch::{Expected, Launch, Launcher, Places, check_world, complaint, probe, unix_s};
@@ -176,7 +176,12 @@ impl Runner<'_> {
         };
         let entrants = [entrant(first, &freezers[0])?, entrant(second, &freezers[1])?];
         let warmup_lines = comparison.warmup_steps as usize;
-        let rules = Rules { turn, warmup_lines, lines: comparison.steps_in_all() as usize };
+        let rules = Rules {
+            turn,
+            whole_steps: comparison.link != LOOPBACK,
+            warmup_lines,
+            lines: comparison.steps_in_all() as usize,
+        };
         let before = self.cores.read().ok_or(UNKNOWN)?;
         let ran = take_turns(entrants, rules).map_err(|error| format!("taking turns: {error}"))?;
         let after = self.cores.read().ok_or(UNKNOWN)?;

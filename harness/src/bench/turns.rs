@@ -1,6 +1,9 @@
-//! Two runs that take turns on the same cores: while one computes for a second, the other is frozen. The speed of a
+//! Two runs that take turns on the same cores: while one computes for a moment, the other is frozen. The speed of a
 //! shared machine drifts by several percent within seconds; runs of a minute, one after the other, differ by that drift, and
 //! turns of a second do not.
+//!
+//! A frozen process sends nothing, but the kernel goes on to send what is in its sockets' buffers: up to megabytes for free,
+//! and at the cost of the other's share of a slow link. So over a link a turn ends with a step, when nothing is under way.
 
 use std::path::{Path, PathBuf};
 use std::thread::ScopedJoinHandle;
@@ -83,6 +86,8 @@ pub struct Ran {
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
     pub turn: Duration,
+    /// A turn ends with the step that is under way when `turn` is over.
+    pub whole_steps: bool,
     /// Lines of the warm-up, and lines in all.
     pub warmup_lines: usize,
     pub lines: usize,
@@ -164,8 +169,15 @@ impl Side<'_, '_> {
         let begin = Instant::now();
         self.course.go_on();
         self.freezer.set(false)?;
-        while begin.elapsed() < rules.turn && !self.is_past(rules.lines) {
+        let mut finished = self.course.marks.len();
+        loop {
             std::thread::sleep(POLL);
+            let ended = self.is_past(rules.lines);
+            let now = self.course.marks.len();
+            let between_steps = now > std::mem::replace(&mut finished, now);
+            if ended || begin.elapsed() >= rules.turn && (between_steps || !rules.whole_steps) {
+                break;
+            }
         }
         self.freezer.set(true)?;
         self.course.pause();
@@ -227,10 +239,19 @@ mod tests {
     /// Each line costs the same work, so that it takes about the same time of one's own, whoever runs in between.
     #[test]
     fn the_time_of_the_other_does_not_count() {
+        the_time_of_the_other(["a", "b"], false);
+    }
+
+    #[test]
+    fn the_time_of_the_other_does_not_count_by_whole_steps() {
+        the_time_of_the_other(["e", "f"], true);
+    }
+
+    fn the_time_of_the_other(names: [&str; 2], whole_steps: bool) {
         let cores = Cores::new();
         let Some(group) = cores.group() else { return eprintln!("SKIPPED: no right to make control groups") };
         let folder = tempfile::tempdir().unwrap();
-        let freezers = ["a", "b"].map(|name| Freezer::new(group, name).unwrap());
+        let freezers = names.map(|name| Freezer::new(group, name).unwrap());
         let stop = AtomicBool::new(false);
         let lines = 6;
         let entrant = |index: usize| {
@@ -249,7 +270,7 @@ mod tests {
             Entrant { launch, metrics: file("lines"), freezer: &freezers[index] }
         };
         let begin = Instant::now();
-        let rules = Rules { turn: Duration::from_millis(20), warmup_lines: 1, lines };
+        let rules = Rules { turn: Duration::from_millis(20), whole_steps, warmup_lines: 1, lines };
         let ran = take_turns([entrant(0), entrant(1)], rules).unwrap();
         let wall = begin.elapsed();
         assert!(ran.len() == 2 && ran.iter().all(|ran| ran.ended == Ended::Exit(0)), "{:?}", ran[0].ended);
@@ -278,7 +299,7 @@ mod tests {
             };
             Entrant { launch, metrics: file("lines"), freezer: &freezers[index] }
         };
-        let rules = Rules { turn: Duration::from_millis(20), warmup_lines: 1, lines: 2 };
+        let rules = Rules { turn: Duration::from_millis(20), whole_steps: false, warmup_lines: 1, lines: 2 };
         let ran = take_turns([entrant(0), entrant(1)], rules).unwrap();
         assert_eq!(ran.iter().map(|ran| ran.ended.clone()).collect::<Vec<_>>(), [Ended::Exit(3)]);
     }
