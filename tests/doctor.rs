@@ -128,13 +128,14 @@ fn a_launcher_of_another_protocol() {
 /// MPI ends the process by itself, which must not cost the report.
 #[test]
 fn an_mpi_that_does_not_start() {
-    // One process needs a reason to start MPI. Under mpirun, which ends all when one fails, there may be no report.
-    let broken = doctor(1).env("OMPI_MCA_pml", "no_such_component").set("parallel.backend=mpi");
-    let (report, ended) = Report::and_end(broken);
-    assert!(ended.exit_code.is_some_and(|code| code != exit::OK), "{ended:?}");
-    report.has("mpi.start", "error");
-    assert!(ended.stderr.contains("no_such_component"), "MPI's own message: {}", ended.stderr);
-    report.has("path.temporary", "ok");
+    // One process needs a reason to start MPI. Under mpirun all are ended when one fails, and there is a moment to report.
+    for broken in [doctor(1).set("parallel.backend=mpi"), doctor(2)] {
+        let (report, ended) = Report::and_end(broken.env("OMPI_MCA_pml", "no_such_component"));
+        assert!(ended.exit_code.is_some_and(|code| code != exit::OK), "{ended:?}");
+        report.has("mpi.start", "error");
+        assert!(ended.stderr.contains("no_such_component"), "MPI's own message: {}", ended.stderr);
+        report.has("path.temporary", "ok");
+    }
 }
 
 /// A rank that never comes: the wait is limited, and what can be said is said.

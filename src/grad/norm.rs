@@ -17,12 +17,20 @@ const LANES: usize = 8;
 /// order.
 pub fn block_square_sum(block: &[f32]) -> f64 {
     let mut lanes = [0f64; LANES];
-    for chunk in block.chunks(LANES) {
-        for (lane, &value) in lanes.iter_mut().zip(chunk) {
-            *lane += f64::from(value) * f64::from(value);
-        }
+    let (chunks, rest) = block.as_chunks::<LANES>();
+    for chunk in chunks {
+        // Of a length that the compiler knows, so that the lanes are in vector registers.
+        add_squares(&mut lanes, chunk);
     }
+    add_squares(&mut lanes, rest);
     lanes.iter().sum()
+}
+
+#[inline(always)]
+fn add_squares(lanes: &mut [f64; LANES], values: &[f32]) {
+    for (lane, &value) in lanes.iter_mut().zip(values) {
+        *lane += f64::from(value) * f64::from(value);
+    }
 }
 
 /// Sums of squares of the blocks of one tensor's elements.

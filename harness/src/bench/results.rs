@@ -166,6 +166,11 @@ impl Finding {
 
     pub fn add(&mut self, pair: Pair) {
         self.pairs.push(pair);
+        self.judge();
+    }
+
+    /// Makes the rows anew from the pairs.
+    fn judge(&mut self) {
         self.rows = self.rows.iter().map(|old| row(old.aim, &self.pairs, self.pairs_wanted)).collect();
     }
 }
@@ -181,7 +186,11 @@ fn row(aim: Aim, pairs: &[Pair], wanted: usize) -> Row {
         let values: Option<Vec<f64>> = quoted.iter().map(|pair| of(pair).value(aim.metric)).collect();
         median(&values?)
     };
-    let spread = Spread::of(&figures);
+    let of_order = |ours_first: bool| -> Vec<f64> {
+        let both = quoted.iter().zip(&figures).filter(|(pair, _)| pair.ours_first == ours_first);
+        both.map(|(_, &figure)| figure).collect()
+    };
+    let spread = Spread::of(&of_order(true), &of_order(false));
     Row {
         aim,
         met: judge(&aim, spread.as_ref(), quiet.len(), wanted),
@@ -215,7 +224,10 @@ impl Results {
         if found != BENCH_VERSION {
             return Err(ResultsError::Version { path, found });
         }
-        serde_json::from_str(&text).map(Some).map_err(malformed)
+        let mut results: Self = serde_json::from_str(&text).map_err(malformed)?;
+        // Pairs are what was measured; an earlier program may have judged them otherwise.
+        results.comparisons.iter_mut().for_each(Finding::judge);
+        Ok(Some(results))
     }
 
     /// Adds a comparison, or replaces an earlier one of the same name.

@@ -8,6 +8,7 @@ use crate::median;
 /// Ratios of several pairs, as they are quoted.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
+    /// The geometric mean of the medians of both orders, where both ran.
     pub median: f64,
     pub min: f64,
     pub max: f64,
@@ -15,11 +16,19 @@ pub struct Spread {
 }
 
 impl Spread {
-    pub fn of(values: &[f64]) -> Option<Self> {
+    /// Of the pairs in which ours started first, and of those in which theirs did. Which of the two it was can matter by
+    /// several percent: who starts first is frozen until the other has started, and its caches and pages are gone. So each
+    /// order counts as much as the other, however many pairs it has.
+    pub fn of(ours_first: &[f64], theirs_first: &[f64]) -> Option<Self> {
+        let values = [ours_first, theirs_first].concat();
         let min = values.iter().copied().min_by(f64::total_cmp)?;
         let max = values.iter().copied().max_by(f64::total_cmp)?;
-        // Halving subnormal numbers rounds: the median must not leave its range by that.
-        Some(Self { median: median(values)?.clamp(min, max), min, max, pairs: values.len() })
+        let middle = match (median(ours_first), median(theirs_first)) {
+            (Some(one), Some(other)) => one.sqrt() * other.sqrt(),
+            (one, other) => one.or(other)?,
+        };
+        // Roots and halves round: the middle must not leave its range by that.
+        Some(Self { median: middle.clamp(min, max), min, max, pairs: values.len() })
     }
 }
 
@@ -76,7 +85,7 @@ mod tests {
     #[test]
     fn an_aim_is_judged_by_the_median_of_quiet_pairs_only() {
         let aim = |at_least, at_most| Aim { metric: Metric::TokensPerSecond, at_least, at_most };
-        let spread = Spread::of(&[0.9, 1.1, 1.5]);
+        let spread = Spread::of(&[0.9, 1.1, 1.5], &[]);
         let judge = |aim: &Aim, quiet| judge(aim, spread.as_ref(), quiet, 3);
         assert_eq!(judge(&aim(Some(1.1), None), 3), Met::Yes);
         assert_eq!(judge(&aim(Some(1.2), None), 3), Met::No);
@@ -90,7 +99,7 @@ mod tests {
     proptest! {
         #[test]
         fn half_the_values_lie_on_either_side_of_the_median(values in positive()) {
-            let spread = Spread::of(&values).unwrap();
+            let spread = Spread::of(&values, &[]).unwrap();
             prop_assert!(spread.min <= spread.median && spread.median <= spread.max);
             let below = values.iter().filter(|&&value| value < spread.median).count();
             let above = values.iter().filter(|&&value| value > spread.median).count();
@@ -98,20 +107,29 @@ mod tests {
         }
 
         #[test]
-        fn order_does_not_matter(mut values in positive()) {
-            let before = Spread::of(&values);
+        fn order_does_not_matter(mut values in positive(), others in positive()) {
+            let before = Spread::of(&values, &others);
+            prop_assert_eq!(Spread::of(&others, &values), before);
             values.reverse();
-            prop_assert_eq!(Spread::of(&values), before);
+            prop_assert_eq!(Spread::of(&values, &others), before);
         }
 
-        /// Who is called ours must not matter: the median of an odd number of inverse ratios is the inverse.
+        /// What the first to start loses cancels, whatever it is and however many pairs each order has.
         #[test]
-        fn swapping_the_sides_inverts_the_ratio(mut values in positive()) {
-            if values.len() % 2 == 0 {
-                values.pop();
-            }
-            let inverse: Vec<f64> = values.iter().map(|value| 1.0 / value).collect();
-            prop_assert_eq!(median(&inverse).unwrap(), 1.0 / median(&values).unwrap());
+        fn what_being_first_costs_cancels(ratio in 0.1..10f64, cost in 0.5..1f64, pairs in (1usize..6, 1usize..6)) {
+            let spread = Spread::of(&vec![ratio * cost; pairs.0], &vec![ratio / cost; pairs.1]).unwrap();
+            prop_assert!((spread.median / ratio - 1.0).abs() < 1e-12);
+            prop_assert_eq!(spread.pairs, pairs.0 + pairs.1);
+        }
+
+        /// Who is called ours must not matter: with an odd number of pairs an order, inverse ratios give the inverse.
+        #[test]
+        fn swapping_the_sides_inverts_the_ratio(values in positive(), others in positive()) {
+            let odd: [&[f64]; 2] = [&values, &others].map(|all| &all[..all.len() - usize::from(all.len() % 2 == 0)]);
+            let inverse = odd.map(|all| all.iter().map(|value| 1.0 / value).collect::<Vec<_>>());
+            let ratio = Spread::of(odd[0], odd[1]).unwrap().median;
+            let swapped = Spread::of(&inverse[1], &inverse[0]).unwrap().median;
+            prop_assert!((ratio * swapped - 1.0).abs() < 1e-9);
         }
     }
 }

@@ -13,7 +13,7 @@ pub struct Measured {
 impl Measured {
     /// None without any run.
     pub fn spread(&self) -> Option<Spread> {
-        Spread::of(&self.runs)
+        Spread::of(&self.runs, &[])
     }
 }
 
