@@ -34,7 +34,7 @@ fn add_squares(lanes: &mut [f64; LANES], values: &[f32]) {
 }
 
 /// Sums of squares of the blocks of one tensor's elements.
-pub fn tensor_square_sums(elements: &[f32]) -> Vec<f64> {
+fn tensor_square_sums(elements: &[f32]) -> Vec<f64> {
     elements.chunks(BLOCK_ELEMENTS).map(block_square_sum).collect()
 }
 

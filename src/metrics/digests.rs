@@ -5,13 +5,13 @@ use std::ops::Range;
 
 use lockstep_record::{
     BLOCK_BYTES, BLOCK_ELEMENTS, BlockSketch, Digest, DigestLine, Phase, Real, SKETCH_BINS, Sketch,
-    block_digests, block_sketch, rank_ranges, tensor_digest,
+    block_digest, block_digests, block_sketch, rank_ranges, tensor_digest,
 };
 
 use crate::comm::{Comm, CommError};
 use crate::grad::flat::{Flat, bytes};
 use crate::grad::layout::Layout;
-use crate::grad::norm::tensor_square_sums;
+use crate::grad::norm::block_square_sum;
 
 /// What is recorded of one tensor, or of one block on the way there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,11 +45,13 @@ impl Fingerprint {
 
     /// One for each block of a tensor's elements.
     fn blocks(elements: &[f32], sketched: bool) -> Vec<Self> {
-        let digests = block_digests(bytes(elements), BLOCK_BYTES);
-        let sketch = |block| sketched.then(|| block_sketch(block).map(f64::to_bits));
-        let blocks = elements.chunks(BLOCK_ELEMENTS).map(sketch);
-        let parts = digests.into_iter().zip(tensor_square_sums(elements)).zip(blocks);
-        parts.map(|((digest, squares), sketch)| Self { digest, norm: squares.to_bits(), sketch }).collect()
+        // All of one block before the next: memory is read once.
+        let of_block = |block: &[f32]| Self {
+            digest: block_digest(bytes(block)),
+            norm: block_square_sum(block).to_bits(),
+            sketch: sketched.then(|| block_sketch(block).map(f64::to_bits)),
+        };
+        elements.chunks(BLOCK_ELEMENTS).map(of_block).collect()
     }
 
     /// Of a single number: its bytes, and its size as the norm.

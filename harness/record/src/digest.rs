@@ -52,7 +52,12 @@ impl<'de> Deserialize<'de> for Digest {
 /// XXH3-128 (seed 0) of each block of `bytes`: `block_bytes` each, the last one shorter if it must be.
 /// `bytes` are the tensor's elements in row-major order, little endian, without any padding.
 pub fn block_digests(bytes: &[u8], block_bytes: usize) -> Vec<Digest> {
-    bytes.chunks(block_bytes).map(|block| Digest(xxh3_128(block))).collect()
+    bytes.chunks(block_bytes).map(block_digest).collect()
+}
+
+/// XXH3-128 (seed 0) of one block.
+pub fn block_digest(block: &[u8]) -> Digest {
+    Digest(xxh3_128(block))
 }
 
 /// The digest of a tensor from the digests of its blocks in order: XXH3-128 (seed 0) of their concatenation,

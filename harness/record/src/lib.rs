@@ -40,7 +40,9 @@ pub use capture::{
     CaptureGroup, CaptureManifest, CapturedBucket, CapturedMicroBatch, CapturedSlot, CapturedTensor,
 };
 pub use checkpoint::{CheckpointFile, CheckpointManifest, LossScale, Piece, TensorEntry, TrainingState};
-pub use digest::{BLOCK_BYTES, BLOCK_ELEMENTS, Digest, TensorDigester, block_digests, tensor_digest};
+pub use digest::{
+    BLOCK_BYTES, BLOCK_ELEMENTS, Digest, TensorDigester, block_digest, block_digests, tensor_digest,
+};
 pub use files::{open_plain_file, refuse_link};
 pub use flight::{Channel, FLIGHT_LINES_MAX, FlightLine, FlightState};
 pub use jsonl::{Lines, RecordError, read_json, read_lines, read_named_lines};
