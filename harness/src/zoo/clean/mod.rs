@@ -220,11 +220,11 @@ impl CleanReport {
              run. {seconds:.0} s, {:.2} s a run.",
             seconds / (*runs).max(1) as f64
         );
-        text + &self.drawn()
+        text + &self.settings()
     }
 
     /// How many runs had which model, and another precision than the usual one.
-    fn drawn(&self) -> String {
+    fn settings(&self) -> String {
         let runs = |set: &str| self.rows.iter().filter(|row| row.training.iter().any(|one| one == set)).count();
         let settings =
             ["model.kind=gpt", "model.kind=resnet", "model.kind=vla", "precision=bf16", "reduce_dtype=bf16"];
