@@ -156,7 +156,12 @@ mod planted {
         let place = (finding.step, finding.phase, finding.micro_batch, finding.count);
         assert_eq!(place, (Some(1), Phase::Forward, Some(1), 7), "{finding}");
         let cause = "(epoch 0) differs on rank 0 (golden ";
-        for says in ["of ranks 0-1", "the parameters and the inputs are the same", "the dropout mask of samples ", cause] {
+        for says in [
+            "of ranks 0-1",
+            "the parameters and the inputs are the same",
+            "the dropout mask of samples ",
+            cause,
+        ] {
             assert!(finding.sentence.contains(says), "`{says}` is not in {finding}");
         }
         let masks = finding.masks.as_ref().expect("masks that differ");

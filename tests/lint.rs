@@ -53,7 +53,8 @@ fn right_runs_of_other_settings_have_no_finding() {
     let folder = tempfile::tempdir().unwrap();
     Launch::of("configs/vla-tiny.yaml", 3).zero1().run(folder.path()).ok();
     assert_eq!(found(folder.path()), [""; 0], "vla");
-    let looked = |name: &str| report(folder.path()).checks.iter().any(|check| check.name == name && check.facts > 0);
+    let looked =
+        |name: &str| report(folder.path()).checks.iter().any(|check| check.name == name && check.facts > 0);
     assert!(looked("loss-terms"));
     let settings: [&[&str]; 9] = [
         &["optim.kind=sgd", "optim.lr=0.05"],

@@ -146,7 +146,9 @@ fn dropout_masks_that_differ_are_named_as_the_cause() {
     // The controls: equal masks, none recorded, those of another program, and masks that moved nothing.
     let none: fn(&mut Bench) = |bench| bench.candidate.samples.iter_mut().for_each(|line| line.masks.clear());
     let foreign: fn(&mut Bench) = |bench| bench.candidate.manifest.program.name = "pytorch".into();
-    for spoils in [&[other_loss as fn(&mut Bench)][..], &[other_loss, none], &[other_loss, other_mask, foreign]] {
+    for spoils in
+        [&[other_loss as fn(&mut Bench)][..], &[other_loss, none], &[other_loss, other_mask, foreign]]
+    {
         let finding = judged(spoils).expect("a finding");
         assert_eq!((finding.phase, &finding.masks), (Phase::Forward, &None), "{finding}");
         assert!(!finding.sentence.contains("dropout mask"), "{finding}");

@@ -101,7 +101,10 @@ mod tests {
         let found = of(&[1, 2, 3, 4], &[1, 2, 8, 9], Phase::Forward, Some(2)).unwrap();
         assert_eq!((found.rank, found.count, found.samples.as_slice()), (Some(1), 2, &[4, 5][..]));
         let text = found.to_string();
-        assert!(text.starts_with("the dropout mask of samples 4 and 5 differs on rank 1 (golden 0"), "{text}");
+        assert!(
+            text.starts_with("the dropout mask of samples 4 and 5 differs on rank 1 (golden 0"),
+            "{text}"
+        );
         assert!(text.ends_with("), and so does that of one more micro-batch"), "{text}");
         let alone = MasksApart { epoch: Some(6), rank: None, count: 1, samples: vec![7], ..found };
         assert!(alone.to_string().starts_with("the dropout mask of sample 7 (epoch 6) differs (golden 0"));

@@ -260,7 +260,8 @@ mod tests {
             push_terms(&mut curves, step, &(step..100).map(term).collect());
         }
         assert_eq!(curves.len(), TERMS_MAX);
-        let loss_terms: BTreeMap<_, _> = curves.into_iter().map(|(name, curve)| (name, curve.finish())).collect();
+        let loss_terms: BTreeMap<_, _> =
+            curves.into_iter().map(|(name, curve)| (name, curve.finish())).collect();
         // Of a term that a step lacks there is no point.
         assert_eq!(loss_terms["001"], [(1.0, 1.0)]);
         assert_eq!(loss_terms["003"], [(1.0, 3.0), (2.0, 6.0), (3.0, 9.0)]);

@@ -180,7 +180,8 @@ fn read_record(scratch: &Scratch) -> bool {
     accepted &= flight::read(candidate).map(|flight| flight.text()).is_ok();
     let _ = lint(candidate.path()).map(|report| report_text(&report));
     for (left, right) in [(golden, candidate), (candidate, golden)] {
-        let _ = bisect_records(left.path(), right.path()).map(|finding| finding.map(|found| found.to_string()));
+        let _ =
+            bisect_records(left.path(), right.path()).map(|finding| finding.map(|found| found.to_string()));
     }
     draw(CaseView { curves: read_curves(candidate, Some(golden)), ..CaseView::new("g", "c") });
     accepted

@@ -225,7 +225,8 @@ impl CleanReport {
 
     /// How many runs had which model, and another precision than the usual one.
     fn settings(&self) -> String {
-        let runs = |set: &str| self.rows.iter().filter(|row| row.training.iter().any(|one| one == set)).count();
+        let runs =
+            |set: &str| self.rows.iter().filter(|row| row.training.iter().any(|one| one == set)).count();
         let settings =
             ["model.kind=gpt", "model.kind=resnet", "model.kind=vla", "precision=bf16", "reduce_dtype=bf16"];
         let counts = settings.map(|set| format!("{} with {set}", runs(set)));
@@ -275,6 +276,9 @@ mod tests {
         let text = report(vec![Verdict::Equal, Verdict::FalseAlarm("step 1".into())]).text();
         assert!(text.contains("2 ddp             2        1             1"), "{text}");
         assert!(text.contains("run 1 (2 ddp): FALSE ALARM: step 1"), "{text}");
-        assert!(text.contains("0 with model.kind=resnet, 2 with model.kind=vla, 0 with precision=bf16"), "{text}");
+        assert!(
+            text.contains("0 with model.kind=resnet, 2 with model.kind=vla, 0 with precision=bf16"),
+            "{text}"
+        );
     }
 }
