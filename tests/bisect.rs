@@ -155,9 +155,17 @@ mod planted {
         // Rank 0's first micro-batch has the masks that it should have, the other seven have not.
         let place = (finding.step, finding.phase, finding.micro_batch, finding.count);
         assert_eq!(place, (Some(1), Phase::Forward, Some(1), 7), "{finding}");
-        for says in ["of ranks 0-1", "the parameters and the inputs are the same"] {
+        let cause = "(epoch 0) differs on rank 0 (golden ";
+        for says in [
+            "of ranks 0-1",
+            "the parameters and the inputs are the same",
+            "the dropout mask of samples ",
+            cause,
+        ] {
             assert!(finding.sentence.contains(says), "`{says}` is not in {finding}");
         }
+        let masks = finding.masks.as_ref().expect("masks that differ");
+        assert_eq!((masks.rank, masks.count, masks.samples.len()), (Some(0), 7, 2), "{finding}");
     }
 
     #[test]

@@ -30,7 +30,7 @@ fn right_runs_have_no_finding() {
         assert!(report.findings.is_empty(), "{ranks} {strategy}: {:#?}", report.findings);
         let idle: Vec<_> =
             report.checks.iter().filter(|check| check.facts == 0).map(|check| check.name).collect();
-        let mut expected = vec!["sample-order", "replicas", "norm-scale", "schedule"];
+        let mut expected = vec!["sample-order", "loss-terms", "replicas", "norm-scale", "schedule"];
         expected.retain(|name| ranks == 1 || *name != "replicas");
         assert_eq!(idle, expected, "{ranks} {strategy}");
     }
@@ -53,6 +53,9 @@ fn right_runs_of_other_settings_have_no_finding() {
     let folder = tempfile::tempdir().unwrap();
     Launch::of("configs/vla-tiny.yaml", 3).zero1().run(folder.path()).ok();
     assert_eq!(found(folder.path()), [""; 0], "vla");
+    let looked =
+        |name: &str| report(folder.path()).checks.iter().any(|check| check.name == name && check.facts > 0);
+    assert!(looked("loss-terms"));
     let settings: [&[&str]; 9] = [
         &["optim.kind=sgd", "optim.lr=0.05"],
         &["model.dropout=0", "optim.clip_norm=null"],

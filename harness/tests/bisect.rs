@@ -109,6 +109,53 @@ fn each_phase_is_named_with_what_agrees_before_it() {
     assert_found(&finding, Some(5), Phase::Forward, Some("validation_loss"), "2 times the golden one");
 }
 
+/// Gives the micro-batches of both runs the same dropout masks.
+fn with_masks(bench: &mut Bench) {
+    for line in bench.golden.samples.iter_mut().chain(&mut bench.candidate.samples) {
+        let step = u128::from(line.step);
+        line.masks = [0, 1].map(|index| Digest(16 * step + index)).to_vec();
+    }
+}
+
+fn other_loss(bench: &mut Bench) {
+    bench.candidate.metrics[2].micro_batch_losses[1] = Real(0.5);
+}
+
+fn other_mask(bench: &mut Bench) {
+    bench.candidate.samples[2].masks[1] = Digest(7);
+}
+
+/// A loss whose dropout was another has that as its cause.
+#[test]
+fn dropout_masks_that_differ_are_named_as_the_cause() {
+    let judged = |spoils: &[fn(&mut Bench)]| {
+        found(|bench| {
+            with_masks(bench);
+            spoils.iter().for_each(|spoil| spoil(bench));
+        })
+    };
+    let finding = judged(&[other_loss, other_mask]);
+    for says in [
+        "the dropout mask of samples 9 and 3 (epoch 0) differs on rank 1 (golden 0",
+        "look at what dropout's random numbers follow from",
+    ] {
+        assert_found(&finding, Some(3), Phase::Forward, Some("the loss"), says);
+    }
+    let masks = finding.unwrap().masks.unwrap();
+    assert_eq!((masks.samples, masks.rank, masks.count), (vec![9, 3], Some(1), 1));
+    // The controls: equal masks, none recorded, those of another program, and masks that moved nothing.
+    let none: fn(&mut Bench) = |bench| bench.candidate.samples.iter_mut().for_each(|line| line.masks.clear());
+    let foreign: fn(&mut Bench) = |bench| bench.candidate.manifest.program.name = "pytorch".into();
+    for spoils in
+        [&[other_loss as fn(&mut Bench)][..], &[other_loss, none], &[other_loss, other_mask, foreign]]
+    {
+        let finding = judged(spoils).expect("a finding");
+        assert_eq!((finding.phase, &finding.masks), (Phase::Forward, &None), "{finding}");
+        assert!(!finding.sentence.contains("dropout mask"), "{finding}");
+    }
+    assert_eq!(judged(&[other_mask]), None);
+}
+
 #[test]
 fn one_rank_that_parted_is_named() {
     let finding = found(|bench| {

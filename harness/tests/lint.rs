@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use common::{MODEL, Run, STEPS, harness, read_manifest, segment, write_manifest};
@@ -19,6 +20,8 @@ const SAMPLES: u64 = 8;
 const MICRO_BATCHES: u32 = 4;
 const BETAS: [f64; 2] = [0.9, 0.95];
 const CLIP_NORM: f64 = 0.5;
+/// Of two losses, ar and fm.
+const WEIGHTS: [f64; 2] = [0.5, 2.0];
 
 /// A run in which everything fits, as the trainer would leave it.
 fn clean(world: u32) -> Run {
@@ -26,7 +29,8 @@ fn clean(world: u32) -> Run {
     run.manifest.program.name = "lockstep".into();
     run.manifest.data.train_samples = SAMPLES;
     run.manifest.config = serde_json::json!({
-        "run": {"name": "n", "seed": 1}, "data": {"kind": "text"}, "model": {"context": 512},
+        "run": {"name": "n", "seed": 1}, "data": {"kind": "text"},
+        "model": {"context": 512, "ar_weight": WEIGHTS[0], "fm_weight": WEIGHTS[1]},
         "optim": {"kind": "adamw", "lr": 0.01, "betas": BETAS, "clip_norm": CLIP_NORM},
         "batch": {"micro_batches": MICRO_BATCHES, "micro_batch_size": 1},
         "schedule": {"kind": "linear", "warmup_steps": 2, "steps": STEPS, "final_fraction": 0.1},
@@ -122,6 +126,7 @@ fn complete(run: &mut Run, index: usize, moments: &mut [[f64; 2]]) {
     line.micro_batch_losses =
         (0..MICRO_BATCHES).map(|j| Real(1.0 + 0.1 * f64::from(j) - 0.01 * step as f64)).collect();
     line.loss = Real(line.micro_batch_losses.iter().map(|loss| loss.0).sum());
+    line.loss_terms = terms(line.loss.0);
     line.gradient_norm = Real(gradient);
     line.parameter_norm = Real(parameters);
     line.clip_coefficient = Real(f64::from(clip as f32));
@@ -131,6 +136,12 @@ fn complete(run: &mut Run, index: usize, moments: &mut [[f64; 2]]) {
     let id = |j: u64| ((step - 1) % 2 * 4 + j + 3 * line.epoch) % SAMPLES;
     run.samples[index].micro_batches = (0..4).map(|j| vec![id(j)]).collect();
     run.samples[index].masks = (0..4).map(|j| Digest((u128::from(step) << 8) | j)).collect();
+}
+
+/// Two losses that add up to this one: three quarters of it come from the first.
+fn terms(loss: f64) -> BTreeMap<String, LossTerm> {
+    let term = |share: f64, weight: f64| LossTerm { loss: Real(share * loss / weight), targets: 96 };
+    [("ar".into(), term(0.75, WEIGHTS[0])), ("fm".into(), term(0.25, WEIGHTS[1]))].into()
 }
 
 fn rate(step: u64) -> f64 {
@@ -159,6 +170,14 @@ fn spoiled(checks: &[&str], spoil: impl FnOnce(&mut Run)) -> Finding {
     let report = look_at(&run, |_| {});
     assert_eq!(names(&report), checks, "{:#?}", report.findings);
     report.of(checks[0]).next().unwrap().clone()
+}
+
+/// The control: a change that no check may find.
+fn spoiled_nothing(spoil: impl FnOnce(&mut Run)) {
+    let mut run = clean(3);
+    spoil(&mut run);
+    let report = look_at(&run, |_| {});
+    assert!(report.findings.is_empty(), "{:#?}", report.findings);
 }
 
 fn says(finding: &Finding, text: &str) {
@@ -388,9 +407,32 @@ fn shapes_follow_the_configuration_and_each_other() {
 
 #[test]
 fn the_loss_is_the_sum_of_its_shares() {
-    let finding = spoiled(&["loss-sum"], |run| run.metrics[1].loss.0 /= 2.0);
+    let finding = spoiled(&["loss-sum", "loss-terms"], |run| run.metrics[1].loss.0 /= 2.0);
     says(&finding, "metrics.jsonl:2: step 2: the loss is ");
     says(&finding, "0.5000 times that");
+}
+
+#[test]
+fn the_loss_is_the_weighted_sum_of_its_terms() {
+    let term = |run: &mut Run| run.metrics[1].loss_terms.get_mut("fm").map(|term| term.loss.0 *= 1.0 + 1e-4);
+    let finding = spoiled(&["loss-terms"], |run| assert!(term(run).is_some()));
+    says(&finding, "error loss-terms: metrics.jsonl:2: step 2: the loss is ");
+    says(&finding, ", but 0.5 × ar ");
+    // A weight that was not the configuration's shows in every step.
+    let finding = spoiled(&["loss-terms"], |run| run.manifest.config["model"]["ar_weight"] = 0.25.into());
+    says(&finding, "metrics.jsonl:1: step 1: the loss is ");
+    let finding = spoiled(&["loss-terms"], |run| {
+        let last = run.metrics.last_mut().unwrap();
+        last.validation_loss = Some(Real(4.5));
+        last.validation_loss_terms = terms(4.6);
+    });
+    says(&finding, "step 5: the validation loss is 4.5, but 0.5 × ar ");
+    // Within the rounding of fp32 it is the sum, and of a loss whose weight is not known nothing is.
+    spoiled_nothing(|run| run.metrics[1].loss_terms.values_mut().for_each(|term| term.loss.0 *= 1.0 + 1e-7));
+    spoiled_nothing(|run| {
+        assert!(term(run).is_some());
+        run.manifest.config["model"] = serde_json::json!({"context": 512, "ar_weight": 0.5});
+    });
 }
 
 #[test]

@@ -13,7 +13,7 @@ use common::{Run, harness};
 use lockstep_harness::report::{
     CaseReport, CaseView, Class, Curves, Report, html, junit, read_report, report_json,
 };
-use lockstep_record::Real;
+use lockstep_record::{LossTerm, Real};
 use quick_xml::events::Event;
 use serde_json::Value;
 
@@ -93,6 +93,34 @@ fn the_exit_code_says_what_was_found() {
     assert!(code == 2 && errors.contains("neither a run directory"), "{errors}");
     let (code, _, errors) = runs.report(&["golden", "golden"], &[]);
     assert!(code == 2 && errors.contains("is named twice"), "{errors}");
+}
+
+/// A model with several losses has a chart of each beside that of their sum.
+#[test]
+fn the_terms_of_a_loss_have_charts_of_their_own() {
+    let runs = Runs::new();
+    for (name, flow) in [("one", 2.0), ("two", 3.0)] {
+        let mut run = Run::new(1);
+        for line in &mut run.metrics {
+            let term = |loss: f64| LossTerm { loss: Real(loss), targets: 96 };
+            line.loss_terms = [("ar".into(), term(line.loss.0 / 2.0)), ("fm".into(), term(flow))].into();
+        }
+        runs.write(name, &run);
+    }
+    let page = |names: &[&str]| {
+        runs.report(names, &[]);
+        std::fs::read_to_string(runs.path(names[0]) + "/report/report.html").unwrap()
+    };
+    let with_terms = page(&["one", "two"]);
+    let titles = ["Loss", "Loss: ar", "Loss: fm", "Gradient norm"];
+    let places = titles.map(|title| with_terms.find(&format!("<figcaption>{title}</figcaption>")));
+    assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{places:?}");
+    let saved = read_report(Path::new(&runs.path("one/report/report.json"))).unwrap();
+    let flow = |name: &str| &saved.views().find(|view| view.name == name).unwrap().curves.loss_terms["fm"];
+    assert_eq!(*flow("two"), [1.0, 2.0, 3.0, 4.0, 5.0].map(|step| (step, 3.0)));
+    assert_ne!(flow("one"), flow("two"));
+    // The control: one loss has no terms.
+    assert!(!page(&["golden", "equal"]).contains("<figcaption>Loss: "));
 }
 
 #[test]

@@ -195,6 +195,46 @@ fn what_the_envelope_does_not_know_is_noted() {
     assert_eq!(code, 0, "{out}");
 }
 
+/// Any number of runs beside the golden one, which has the envelope.
+#[test]
+fn a_report_judges_each_run_by_the_envelope_of_the_first() {
+    let stand = Stand::new();
+    run(1000).write(&stand.at("near"));
+    run(1001).write(&stand.at("also-near"));
+    let mut far = run(1002);
+    far.tensor("model/wte.weight")[2345] += 1e-3;
+    far.write(&stand.at("far"));
+    let report = |names: &[&str], options: &[&str]| {
+        let paths: Vec<String> = names.iter().map(|name| stand.text(name)).collect();
+        let paths = paths.iter().map(String::as_str);
+        let words: Vec<&str> = ["report"].into_iter().chain(paths).chain(options.iter().copied()).collect();
+        let (code, out, errors) = harness(&words);
+        (code, out + &errors)
+    };
+    let row = |out: &str, name: &str| {
+        let row = out.lines().find(|line| line.starts_with(&format!("runs/{name} ")));
+        row.unwrap_or_else(|| panic!("no line of {name}: {out}")).to_owned()
+    };
+    let auto = ["--tolerance", "auto"];
+    let (code, out) = report(&["golden", "near", "also-near", "far"], &auto);
+    assert_eq!(code, 100, "{out}");
+    for name in ["near", "also-near"] {
+        let row = row(&out, name);
+        assert!(row.contains("tolerance auto") && row.contains("passed"), "{row}");
+    }
+    let far = row(&out, "far");
+    assert!(far.contains("DIFFERENT") && far.contains("%"), "{far}");
+    assert!(far.contains("step 5, checkpoint, model/wte.weight[2345]: golden within "), "{far}");
+    assert_eq!(report(&["golden", "near", "also-near"], &auto).0, 0);
+    // The controls: bit for bit they differ, and without an envelope nothing is known.
+    assert_eq!(report(&["golden", "near", "also-near"], &[]).0, 100);
+    let (code, out) = report(&["near", "golden"], &auto);
+    assert_eq!(code, 101, "{out}");
+    let row = row(&out, "golden");
+    assert!(row.contains("NOT COMPARED") && row.contains("has no envelope yet: make it with"), "{row}");
+    assert_eq!(report(&["golden", "near"], &["--tolerance", "auto", "--rtol", "1e-5"]).0, 2);
+}
+
 #[test]
 fn a_damaged_envelope_is_refused() {
     let stand = Stand::new();

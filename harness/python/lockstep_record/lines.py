@@ -30,15 +30,21 @@ def digest_lines(step, phase, per_rank, sharded=False):
     if sharded:
         everyone = rank_ranges(range(len(per_rank)))
         for entry in per_rank[0]:
-            line = digest_line(step, phase, entry, everyone)
+            line = digest_line(step, phase, spelled(entry), everyone)
             yield line | {"sharded": True} if len(per_rank) > 1 else line
         return
     for entries in zip(*per_rank, strict=True):
         holders = {}
         for rank, entry in enumerate(entries):
-            holders.setdefault(entry, []).append(rank)
+            holders.setdefault(spelled(entry), []).append(rank)
         for entry, ranks in holders.items():
             yield digest_line(step, phase, entry, rank_ranges(ranks))
+
+
+def spelled(entry):
+    """An entry with its numbers as the record has them: there, a NaN equals the same NaN."""
+    tensor, micro_batch, value, norm, bins = entry
+    return tensor, micro_batch, value, real(norm), None if bins is None else tuple(real(value) for value in bins)
 
 
 def digest_line(step, phase, entry, ranks):
@@ -46,9 +52,9 @@ def digest_line(step, phase, entry, ranks):
     line = {"step": step, "phase": phase, "tensor": tensor}
     if micro_batch is not None:
         line["micro_batch"] = micro_batch
-    line |= {"digest": value, "norm": real(norm)}
+    line |= {"digest": value, "norm": norm}
     if bins is not None:
-        line["sketch"] = [real(value) for value in bins]
+        line["sketch"] = list(bins)
     return line | {"ranks": ranks}
 
 

@@ -90,17 +90,22 @@ class Recorder:
         """Takes the step's gradients now: where they are clipped, call it after backward and before clipping, on every rank."""
         self.explicit = self._take_gradients()
 
-    def step(self, step, *, loss, samples=None, lr=None, epoch=0, tokens=None, validation_loss=None):
+    def step(self, step, *, loss, samples=None, lr=None, epoch=0, tokens=None, validation_loss=None, loss_scale=None):
         """Records a finished update; every rank calls it, after `optimizer.step()`.
 
         `loss` and `samples` are this rank's: a mean loss and a list of sample ids, or a list of either with one entry a
         micro-batch. `lr` is the rate of this update, `tokens` the targets of the global batch (default: its samples).
+        `loss_scale` is what the loss was multiplied by before backward: `GradScaler.state_dict()` of before `update()`, or
+        (scale, finite steps since it last changed), or a number that never changes. A step whose gradient is not finite is
+        then one whose update was left out, as GradScaler does.
         """
         begin = time.perf_counter()
         if step != self.last_step + 1:
             raise ValueError(f"record.step({step}) after step {self.last_step}: call it once for each update, counted from 1")
+        loss_scale = scale_line(loss_scale)
         clipped = self.pending or self._take_gradients()
         reduced = self.explicit or clipped
+        skipped_for = first_not_finite(step, reduced["entries"]) if loss_scale else None
         mine = self._report(loss, samples)
         ranks = self.world.gather(mine | {"step": step})
         if any(rank["step"] != step for rank in ranks):
@@ -124,6 +129,10 @@ class Recorder:
         }
         if validation_loss is not None:
             line["validation_loss"] = real(validation_loss)
+        if loss_scale:
+            line["loss_scale"] = loss_scale
+        if skipped_for is not None:
+            line["skipped_for"] = skipped_for
         self._write(step, line, ids, ranks, begin)
         self.last_step, self.pending, self.explicit, self.masks = step, None, None, []
         self.samples_seen += sum(len(micro_batch) for micro_batch in ids)
@@ -257,6 +266,28 @@ def micro_batches(ranks):
     weights = [len(one) for one in ids] if len(ids) == len(losses) else [1] * len(losses)
     total = sum(weights)
     return [loss * weight / total for loss, weight in zip(losses, weights)], weights, ids
+
+
+def scale_line(given):
+    """The loss scale of a step as the record has it; None where the loss was not scaled: GradScaler has no state when it is off."""
+    if given is None or given == {}:
+        return None
+    if isinstance(given, dict):
+        if not {"scale", "_growth_tracker"} <= given.keys():
+            raise ValueError(f"loss_scale: {sorted(given)} is not a GradScaler's state: give its state_dict() of before update()")
+        given = given["scale"], given["_growth_tracker"]
+    scale, finite_steps = given if isinstance(given, (list, tuple)) else (given, 0)
+    return {"scale": real(scale), "finite_steps": int(finite_steps)}
+
+
+def first_not_finite(step, entries):
+    """The first tensor whose gradient is not finite: then an update with a scaled loss is left out."""
+    if not entries:
+        raise ValueError(
+            f"step {step} has no gradients any more: its update was left out, so they were not seen; call record.step before they "
+            "are cleared, or record.gradients() before scaler.step"
+        )
+    return next((name for name, _, squares, _ in entries if not math.isfinite(squares)), None)
 
 
 def clip_coefficient(norm, clipped):

@@ -95,6 +95,11 @@ class RecordTest(unittest.TestCase):
         self.assertEqual([(line["digest"], line["ranks"]) for line in lines], [("aa", [[0, 0], [2, 3]]), ("bb", [[1, 1]])])
         self.assertEqual(rank_ranges([0, 1, 2, 5, 7, 8]), [[0, 2], [5, 5], [7, 8]])
 
+    def test_replicas_with_the_same_nan_have_not_parted(self):
+        entry = lambda: ("w", None, "aa", float("nan"), (float("inf"),) * 8)  # noqa: E731
+        (line,) = digest_lines(3, "reduced_gradient", [[entry()], [entry()]])
+        self.assertEqual((line["ranks"], line["norm"], line["sketch"][0]), ([[0, 1]], real(math.nan), "0x7ff0000000000000"))
+
     def test_a_tensor_that_ranks_hold_together_has_one_line(self):
         lines = list(digest_lines(3, "optimizer", [[("w", None, "aa", 1.0, None)], [("w", None, "bb", 1.0, None)]], sharded=True))
         self.assertEqual([(line["digest"], line["ranks"], line["sharded"]) for line in lines], [("aa", [[0, 1]], True)])

@@ -124,6 +124,67 @@ class RecorderTest(unittest.TestCase):
         self.assertEqual([len(one) for one in masks], [1, 1, 1])
         self.assertEqual(len({one[0] for one in masks}), 3)
 
+    def run_scaled(self, record, scaler, last, overflow, clip=None):
+        """Steps of a mixed-precision loop; in step `overflow` one gradient is infinite."""
+        for step in range(1, last + 1):
+            self.optimizer.zero_grad()
+            ids = task.micro_batches(step, 1)
+            loss = task.loss(self.model, ids[0])
+            scaler.scale(loss).backward()
+            if step == overflow:
+                next(self.model.parameters()).grad[0, 0] = math.inf
+            if clip:
+                scaler.unscale_(self.optimizer)
+                record.gradients()
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+            state = scaler.state_dict()
+            scaler.step(self.optimizer)
+            scaler.update()
+            record.step(step, loss=loss, samples=ids, loss_scale=state)
+
+    def test_the_loss_scale_is_recorded_as_ours_is(self):
+        for clip in (None, 100.0):
+            with self.subTest(clip=clip), tempfile.TemporaryDirectory() as folder:
+                self.model = task.build()
+                self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
+                scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+                with Recorder(Path(folder) / "run", self.model, self.optimizer) as record:
+                    self.run_scaled(record, scaler, 5, overflow=3, clip=clip)
+                recorded = lines(Path(folder) / "run", "metrics")
+                scales = [(line["loss_scale"]["scale"], line["loss_scale"]["finite_steps"]) for line in recorded]
+                self.assertEqual(scales, [(1024, 0), (1024, 1), (2048, 0), (1024, 0), (1024, 1)])
+                self.assertEqual([line.get("skipped_for") for line in recorded], [None, None, "0.weight", None, None])
+                self.assertEqual(recorded[2]["gradient_norm"], "0x7ff0000000000000")
+                self.assertEqual(recorded[2]["parameter_norm"], recorded[1]["parameter_norm"])
+                # Powers of two divide out: gradients are recorded without the scale.
+                self.model = task.build()
+                self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
+                with Recorder(Path(folder) / "plain", self.model, self.optimizer) as record:
+                    self.run_steps(record, 1, 2)
+                plain = lines(Path(folder) / "plain", "metrics")
+                self.assertEqual([line["gradient_norm"] for line in plain], [line["gradient_norm"] for line in recorded[:2]])
+                self.assertNotIn("loss_scale", plain[0])
+
+    def test_a_scaler_that_is_off_or_static_needs_no_state(self):
+        with Recorder(self.run, self.model, self.optimizer) as record:
+            for step, scale in enumerate((torch.amp.GradScaler("cpu", enabled=False).state_dict(), 128.0, (64, 3)), start=1):
+                self.optimizer.zero_grad()
+                loss = task.loss(self.model, task.micro_batches(step, 1)[0])
+                loss.backward()
+                self.optimizer.step()
+                record.step(step, loss=loss, loss_scale=scale)
+        expected = [None, {"scale": 128.0, "finite_steps": 0}, {"scale": 64.0, "finite_steps": 3}]
+        self.assertEqual([line.get("loss_scale") for line in lines(self.run, "metrics")], expected)
+
+    def test_a_scale_that_would_be_a_wrong_record_is_refused(self):
+        with Recorder(self.run, self.model, self.optimizer) as record:
+            self.run_steps(record, 1, 1)
+            # Cleared, and no update has seen them.
+            with self.assertRaisesRegex(ValueError, "step 2 has no gradients any more"):
+                record.step(2, loss=1.0, loss_scale=2.0)
+            with self.assertRaisesRegex(ValueError, r"\['scale'\] is not a GradScaler's state"):
+                record.step(2, loss=1.0, loss_scale={"scale": 2.0})
+
     @unittest.skipUnless(CHECKPOINTS, "safetensors and blake3 are not installed")
     def test_a_checkpoint_has_the_digests_of_the_last_step(self):
         with Recorder(self.run, self.model, self.optimizer) as record:

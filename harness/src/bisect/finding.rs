@@ -3,6 +3,7 @@
 use lockstep_record::RankRange;
 use serde::{Deserialize, Serialize};
 
+use super::masks::MasksApart;
 use crate::compare::{Value, rank_text};
 
 /// What happens in a step, in that order, and what lies around the steps.
@@ -141,6 +142,9 @@ pub struct Finding {
     /// The last step whose parameters were compared and agree.
     pub agreed_until: Option<u64>,
     pub evidence: Evidence,
+    /// Of a loss whose micro-batch had other dropout masks: they are the cause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub masks: Option<MasksApart>,
     /// What else speaks for a cause.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hints: Vec<String>,
@@ -168,6 +172,7 @@ impl Finding {
             unknown: Vec::new(),
             agreed_until: None,
             evidence: Evidence::Records,
+            masks: None,
             hints: Vec::new(),
             sentence: String::new(),
         }
@@ -303,6 +308,7 @@ impl Finding {
             let verb = if others == 1 { "does" } else { "do" };
             clauses.push(format!("so {verb} {others} more of this phase{whose}"));
         }
+        clauses.extend(self.masks.as_ref().map(ToString::to_string));
         clauses.extend(self.hints.iter().cloned());
         if !self.agree.is_empty() {
             let facts: Vec<_> = self.agree.iter().map(|phase| phase.facts()).collect();
@@ -337,6 +343,11 @@ impl Finding {
             Phase::Data => "look at what hands out samples: the sampler's seed, epoch, shares and position after a resume".to_owned(),
             Phase::Forward if tensor.starts_with("validation_loss") => {
                 "look at the evaluation: its samples, its scale, and whether it sees the updated parameters".to_owned()
+            }
+            Phase::Forward if self.masks.is_some() => {
+                "look at what dropout's random numbers follow from: seed, step and micro-batch, not the rank, and nothing that a \
+                 resume loses"
+                    .to_owned()
             }
             Phase::Forward if tensor == "loss_scale" => {
                 "look at the loss scaler: what a checkpoint keeps of it, and what it counts towards its growth".to_owned()

@@ -9,6 +9,7 @@ mod elements;
 mod ending;
 mod explain;
 mod finding;
+mod masks;
 mod part;
 mod records;
 mod replay;
@@ -18,6 +19,7 @@ mod steps;
 mod text;
 
 pub use finding::{Evidence, Finding, Phase, Seen};
+pub use masks::MasksApart;
 pub use records::bisect_records;
 pub use search::{BisectError, Bisection, Options, bisect};
 pub use text::{bisection_json, bisection_text};

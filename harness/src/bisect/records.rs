@@ -11,6 +11,7 @@ use lockstep_record::{
 use super::checkpoints::{self, Own};
 use super::ending;
 use super::finding::{Finding, Phase, Seen};
+use super::masks;
 use super::part::{Item, Pair, Parted, joined, part};
 use super::segments::{execution_of, resumed_before};
 use super::steps::{StepRecord, Steps};
@@ -91,9 +92,13 @@ impl Walk {
             let world = execution_of(segments, pair.step)
                 .and_then(|at| segments.get(at.segment))
                 .map(|s| s.world_size);
-            if let Some(parted) = part(Pair { golden: &left, candidate: &right, world }) {
+            let sides = Pair { golden: &left, candidate: &right, world };
+            if let Some(parted) = part(sides) {
                 let mut finding = tell(pair.step, &parted, world);
                 finding.agreed_until = agreed_until;
+                if golden.manifest.program.name == candidate.manifest.program.name {
+                    finding.masks = masks::apart(sides, &finding);
+                }
                 finding.hints.extend(hints(golden, &right, &finding, segments));
                 walk.first = Some(finding);
                 return Ok(walk);

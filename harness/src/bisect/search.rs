@@ -228,6 +228,11 @@ fn with_context(mut finding: Finding, first: &Finding) -> Finding {
             finding.hints.push(hint.clone());
         }
     }
+    // Captures have no masks.
+    let place = |finding: &Finding| (finding.step, finding.phase, finding.micro_batch);
+    if finding.masks.is_none() && place(&finding) == place(first) {
+        finding.masks.clone_from(&first.masks);
+    }
     finding.agreed_until = finding.agreed_until.max(first.agreed_until);
     finding
 }

@@ -14,8 +14,8 @@ pub struct ZooArgs {
     /// Only bugs whose GROUP/NAME contains this (`*` stands for anything); may be given again.
     #[arg(long, value_name = "PATTERN", conflicts_with = "clean")]
     only: Vec<String>,
-    /// Instead of the bugs, make this many runs without one, drawn over seeds, models, batches, ranks, strategies, buckets
-    /// and resumes; any difference from their golden runs is a false alarm.
+    /// Instead of the bugs, make this many runs without one, drawn over seeds, models, precisions, batches, ranks, strategies,
+    /// buckets and resumes; any difference from their golden runs is a false alarm.
     #[arg(long, value_name = "RUNS", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     clean: Option<u32>,
     /// Of the draw of clean runs.

@@ -30,7 +30,7 @@ use Look::{Checkpoints, Run, Step};
 use Severity::{Error, Warning};
 
 /// All checks, roughly in the order of a step's events.
-pub static CATALOGUE: [Check; 24] = [
+pub static CATALOGUE: [Check; 25] = [
     Check {
         name: "steps",
         severity: Error,
@@ -93,6 +93,14 @@ pub static CATALOGUE: [Check; 24] = [
         about: "the loss is the sum of the micro-batches' shares",
         remedy: "divide each micro-batch's loss by the targets of the global batch, once",
         look: Step(numbers::loss),
+    },
+    Check {
+        name: "loss-terms",
+        severity: Error,
+        about: "the loss of a model with several is their weighted sum",
+        remedy: "look at the weights that the losses are added with, and at what each is divided by: its own targets in the global \
+                 batch",
+        look: Step(numbers::terms),
     },
     Check {
         name: "finite",

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::comparison::ulps_text;
+use super::comparison::distance;
 use super::curves::Curves;
-use crate::compare::{Comparison, Mode, Verdict};
+use crate::compare::{Comparison, Mode};
 use crate::launch::LaunchRecord;
 use crate::verify::{Case, Group};
 
@@ -91,18 +91,8 @@ impl Cell {
         expectation(self.mode, self.against.as_deref())
     }
 
-    /// The largest distance of any parameter in the newest common checkpoint; of the losses without one. In ulps
-    /// where bits are demanded; within a tolerance as a difference, since values around zero are many ulps apart.
     pub fn distance(&self) -> Option<String> {
-        let comparison = self.comparison.as_ref()?;
-        let compared =
-            |name: &str| comparison.check(name).filter(|check| check.verdict != Verdict::NotCompared);
-        let worst = compared("checkpoint parameters").or(compared("micro-batch losses"))?.worst;
-        Some(match self.mode {
-            Mode::Tolerance(_) if worst.ulps > 0 => format!("Δ {:.1e}", worst.absolute),
-            Mode::Auto if worst.of_tolerance > 0.0 => format!("{:.0}%", 100.0 * worst.of_tolerance),
-            _ => ulps_text(worst.ulps),
-        })
+        self.comparison.as_ref().and_then(distance)
     }
 
     /// Why it did not pass: the first difference, or what went wrong.

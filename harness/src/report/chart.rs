@@ -40,7 +40,7 @@ impl Chart {
     pub const PLOT: (u32, u32, u32) = (WIDTH, MARGIN + LEFT, WIDTH - MARGIN);
 
     /// Draws the series over one another. None without any point.
-    pub fn draw(quantity: Quantity, series: &[Series]) -> Option<Self> {
+    pub fn draw(quantity: &Quantity, series: &[Series]) -> Option<Self> {
         let scale = Scale::of(quantity);
         let points = |series: &Series| -> Vec<Point> {
             let drawn = |(step, value): &Point| step.abs() <= STEP_MAX && value.abs() <= VALUE_MAX;
@@ -79,7 +79,7 @@ enum Scale {
 }
 
 impl Scale {
-    fn of(quantity: Quantity) -> Self {
+    fn of(quantity: &Quantity) -> Self {
         match quantity {
             Quantity::Divergence => Self::Ulps,
             _ => Self::Linear,
@@ -140,7 +140,7 @@ fn number(value: f64) -> String {
 type Span = (f64, f64);
 
 fn draw(
-    quantity: Quantity,
+    quantity: &Quantity,
     scale: &Scale,
     (steps, values): (Span, Span),
     (series, lines): (&[Series], &[Vec<Point>]),
@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn every_series_can_be_styled_and_the_reference_lies_below() {
         let (a, b) = ([(1.0, 2.0), (2.0, 1.0)], [(1.0, 2.0), (2.0, 3.0)]);
-        let chart = Chart::draw(Quantity::Loss, &[series(&a, "passed"), series(&b, "golden")]).unwrap();
+        let chart = Chart::draw(&Quantity::Loss, &[series(&a, "passed"), series(&b, "golden")]).unwrap();
         let golden = chart.svg.find("class=\"curve golden\" data-series=\"1\"").unwrap();
         assert!(golden < chart.svg.find("class=\"curve passed\" data-series=\"0\"").unwrap());
         assert!(!chart.svg.contains("#01"), "{}", chart.svg);
@@ -212,8 +212,8 @@ mod tests {
 
     #[test]
     fn nothing_to_draw_is_no_chart() {
-        assert_eq!(Chart::draw(Quantity::Loss, &[]), None);
-        assert_eq!(Chart::draw(Quantity::Loss, &[series(&[(1.0, f64::NAN)], "passed")]), None);
+        assert_eq!(Chart::draw(&Quantity::Loss, &[]), None);
+        assert_eq!(Chart::draw(&Quantity::Loss, &[series(&[(1.0, f64::NAN)], "passed")]), None);
     }
 
     #[test]
@@ -230,8 +230,8 @@ mod tests {
         /// Labels are found by a search that ends only on ranges that make sense.
         #[test]
         fn no_numbers_panic_or_hang(points in prop::collection::vec((any::<f64>(), any::<f64>()), 0..8)) {
-            for quantity in Quantity::ALL {
-                let _ = Chart::draw(quantity, &[series(&points, "passed")]);
+            for quantity in Quantity::of([]) {
+                let _ = Chart::draw(&quantity, &[series(&points, "passed")]);
             }
         }
     }

@@ -58,8 +58,22 @@ fn row(check: &Check) -> String {
     format!("{:32} {verdict:17} {:>12} {ulps:>12} {absolute:>10}{note}", check.name, check.compared)
 }
 
+/// The largest distance of any parameter in the newest common checkpoint; of the losses without one. In ulps where bits are
+/// demanded; within a tolerance as a difference, since values around zero are many ulps apart; within an envelope as the
+/// share of what it allows.
+pub fn distance(comparison: &Comparison) -> Option<String> {
+    let compared = |name: &str| comparison.check(name).filter(|check| check.verdict != Verdict::NotCompared);
+    let worst = compared("checkpoint parameters").or(compared("micro-batch losses"))?.worst;
+    Some(match comparison.mode {
+        Mode::Tolerance(_) if worst.ulps > 0 => format!("Δ {:.1e}", worst.absolute),
+        Mode::Auto if worst.of_tolerance >= 100.0 => ">9999%".into(),
+        Mode::Auto if worst.of_tolerance > 0.0 => format!("{:.0}%", 100.0 * worst.of_tolerance),
+        _ => ulps_text(worst.ulps),
+    })
+}
+
 /// A distance in ulps; huge ones (across zero, from or to a NaN) are only that.
-pub fn ulps_text(ulps: u64) -> String {
+fn ulps_text(ulps: u64) -> String {
     if ulps < 10_000_000_000 { ulps.to_string() } else { ">1e10".into() }
 }
 

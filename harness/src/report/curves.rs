@@ -1,6 +1,8 @@
 //! What the page draws of a run: a few hundred points of each quantity, however long the run was.
 
-use lockstep_record::{Real, RunDir, StepLine, read_lines};
+use std::collections::{BTreeMap, BTreeSet};
+
+use lockstep_record::{LossTerm, Real, RunDir, StepLine, read_lines};
 use serde::{Deserialize, Serialize};
 
 use crate::compare::{Join, in_order};
@@ -12,13 +14,18 @@ const ULPS_MAX: f64 = 1e10;
 /// Larger numbers are drawn as if they were not finite: not at all.
 const VALUE_MAX: f64 = 1e30;
 
+/// Losses that a total is the sum of and that are drawn apart: a file may name any number.
+const TERMS_MAX: usize = 8;
+
 /// Step and value.
 pub type Point = (f64, f64);
 
 /// What a chart is of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Quantity {
     Loss,
+    /// One of the losses that the loss is the weighted sum of, by name.
+    LossTerm(String),
     GradientNorm,
     ParameterNorm,
     /// From the golden run, in ulps of fp32.
@@ -26,22 +33,30 @@ pub enum Quantity {
 }
 
 impl Quantity {
-    pub const ALL: [Self; 4] = [Self::Loss, Self::GradientNorm, Self::ParameterNorm, Self::Divergence];
+    /// What there is to draw of some runs, in the order of the page: the terms of a loss come beside it.
+    pub fn of<'a>(runs: impl IntoIterator<Item = &'a Curves>) -> Vec<Self> {
+        let names: BTreeSet<&String> = runs.into_iter().flat_map(|run| run.loss_terms.keys()).collect();
+        let terms = names.into_iter().take(TERMS_MAX).cloned().map(Self::LossTerm);
+        let rest = [Self::GradientNorm, Self::ParameterNorm, Self::Divergence];
+        std::iter::once(Self::Loss).chain(terms).chain(rest).collect()
+    }
 
     /// Heading of its chart.
-    pub fn title(self) -> &'static str {
+    pub fn title(&self) -> String {
         match self {
-            Self::Loss => "Loss",
-            Self::GradientNorm => "Gradient norm",
-            Self::ParameterNorm => "Parameter norm",
-            Self::Divergence => "Divergence from the golden run",
+            Self::Loss => "Loss".into(),
+            Self::LossTerm(name) => format!("Loss: {name}"),
+            Self::GradientNorm => "Gradient norm".into(),
+            Self::ParameterNorm => "Parameter norm".into(),
+            Self::Divergence => "Divergence from the golden run".into(),
         }
     }
 
     /// What its numbers are.
-    pub fn unit(self) -> &'static str {
+    pub fn unit(&self) -> &'static str {
         match self {
             Self::Loss => "nats per token",
+            Self::LossTerm(_) => "mean over its targets, before its weight",
             Self::GradientNorm => "before clipping",
             Self::ParameterNorm => "after the update",
             Self::Divergence => "ulps of fp32",
@@ -53,6 +68,9 @@ impl Quantity {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Curves {
     pub loss: Vec<Point>,
+    /// Of a model with more than one loss.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub loss_terms: BTreeMap<String, Vec<Point>>,
     pub gradient_norm: Vec<Point>,
     pub parameter_norm: Vec<Point>,
     /// The largest distance of the losses and the norms; empty for a golden run.
@@ -60,9 +78,10 @@ pub struct Curves {
 }
 
 impl Curves {
-    pub fn of(&self, quantity: Quantity) -> &[Point] {
+    pub fn of(&self, quantity: &Quantity) -> &[Point] {
         match quantity {
             Quantity::Loss => &self.loss,
+            Quantity::LossTerm(name) => self.loss_terms.get(name).map_or(&[], Vec::as_slice),
             Quantity::GradientNorm => &self.gradient_norm,
             Quantity::ParameterNorm => &self.parameter_norm,
             Quantity::Divergence => &self.divergence,
@@ -74,15 +93,30 @@ impl Curves {
 /// is `compare`'s work.
 pub fn read_curves(run: &RunDir, golden: Option<&RunDir>) -> Curves {
     let mut curves = [Thinned::first(), Thinned::first(), Thinned::first()];
+    let mut terms = BTreeMap::new();
     for line in steps(run) {
         let values = [line.loss, line.gradient_norm, line.parameter_norm];
         for (curve, value) in curves.iter_mut().zip(values) {
             curve.push(line.step, value.0);
         }
+        push_terms(&mut terms, line.step, &line.loss_terms);
     }
     let [loss, gradient_norm, parameter_norm] = curves.map(Thinned::finish);
+    let loss_terms = terms.into_iter().map(|(name, curve)| (name, curve.finish())).collect();
     let divergence = golden.map(|golden| divergence(golden, run)).unwrap_or_default();
-    Curves { loss, gradient_norm, parameter_norm, divergence }
+    Curves { loss, loss_terms, gradient_norm, parameter_norm, divergence }
+}
+
+/// Names beyond the first few are left out.
+fn push_terms(curves: &mut BTreeMap<String, Thinned>, step: u64, terms: &BTreeMap<String, LossTerm>) {
+    for (name, term) in terms {
+        if !curves.contains_key(name) && curves.len() < TERMS_MAX {
+            curves.insert(name.clone(), Thinned::first());
+        }
+        if let Some(curve) = curves.get_mut(name) {
+            curve.push(step, term.loss.0);
+        }
+    }
 }
 
 /// The whole lines of `metrics.jsonl` up to the first that makes no sense.
@@ -213,6 +247,29 @@ mod tests {
             prop_assert!((0.0..=ULPS_MAX).contains(&distance));
             prop_assert_eq!(distance == 0.0, golden == value);
         }
+    }
+
+    #[test]
+    fn the_terms_of_a_loss_come_beside_it_and_are_not_without_number() {
+        let mut curves = BTreeMap::new();
+        for step in 1..=3 {
+            let term = |index: u64| {
+                let loss = Real((step * index) as f64);
+                (format!("{index:03}"), LossTerm { loss, targets: 1 })
+            };
+            push_terms(&mut curves, step, &(step..100).map(term).collect());
+        }
+        assert_eq!(curves.len(), TERMS_MAX);
+        let loss_terms: BTreeMap<_, _> =
+            curves.into_iter().map(|(name, curve)| (name, curve.finish())).collect();
+        // Of a term that a step lacks there is no point.
+        assert_eq!(loss_terms["001"], [(1.0, 1.0)]);
+        assert_eq!(loss_terms["003"], [(1.0, 3.0), (2.0, 6.0), (3.0, 9.0)]);
+        let (one, other) = (Curves { loss_terms, ..Curves::default() }, Curves::default());
+        let titles: Vec<String> = Quantity::of([&one, &other]).iter().map(Quantity::title).collect();
+        assert_eq!(titles[..3], ["Loss", "Loss: 001", "Loss: 002"]);
+        assert_eq!(titles.len(), TERMS_MAX + 4);
+        assert_eq!(Quantity::of([&other]).len(), 4);
     }
 
     #[test]

@@ -109,7 +109,8 @@ impl Group {
                 class
             })
             .collect();
-        let charts = Quantity::ALL.into_iter().filter_map(|quantity| draw(quantity, &members, &classes));
+        let quantities = Quantity::of(members.iter().map(|(view, _)| &view.curves));
+        let charts = quantities.iter().filter_map(|quantity| draw(quantity, &members, &classes));
         let (charts, data): (Vec<Value>, Vec<serde_json::Value>) = charts.unzip();
         let key = members.iter().zip(&classes).filter(|((view, _), _)| !view.curves.loss.is_empty());
         let key = key.map(|((view, _), class)| context! { name => view.name, class });
@@ -126,7 +127,7 @@ impl Group {
 
 /// A chart for the template, and its numbers for the script.
 fn draw(
-    quantity: Quantity,
+    quantity: &Quantity,
     members: &[(&CaseView, &String)],
     classes: &[String],
 ) -> Option<(Value, serde_json::Value)> {
@@ -221,7 +222,11 @@ mod tests {
             detail: Some(name.into()),
             run_dir: name.into(),
             strategy: name.into(),
-            curves: Curves { loss: vec![(1.0, 2.0), (2.0, 3.0)], ..Curves::default() },
+            curves: Curves {
+                loss: vec![(1.0, 2.0), (2.0, 3.0)],
+                loss_terms: [(name.into(), vec![(1.0, 1.0)])].into(),
+                ..Curves::default()
+            },
             ..CaseView::new(name, name)
         }
     }

@@ -7,7 +7,7 @@ use lockstep_record::{Manifest, RecordError, RunDir, StepLine, exit, read_json, 
 use serde_json::json;
 
 use super::cell::Outcome;
-use super::comparison::{comparison_text, ulps_text};
+use super::comparison::{comparison_text, distance};
 use super::curves::read_curves;
 use super::reporter::all_sinks;
 use super::saved::{SavedError, read_report};
@@ -15,7 +15,8 @@ use super::stream::{Event, Stream};
 use super::terminal::Heading;
 use super::text::visible;
 use super::view::{CaseReport, CaseView, Class, Report};
-use crate::compare::{Comparison, Mode, Verdict, compare};
+use crate::compare::{Mode, compare_families};
+use crate::goldens::Families;
 
 /// The group of all runs that are compared here.
 const GROUP: &str = "runs";
@@ -28,6 +29,7 @@ pub struct Options {
     /// Where the page goes; `report` in the folder of the first input without it.
     pub out: Option<PathBuf>,
     pub mode: Mode,
+    pub families: Families,
 }
 
 /// Why there is no report.
@@ -79,7 +81,7 @@ pub fn report(options: &Options, out: &mut dyn Write) -> Result<i32, ReportError
     for (input, label) in inputs.iter().zip(&labels) {
         let cases = match input {
             Input::Run(path) => {
-                vec![judge(path, label, reference.get_or_insert(path.as_path()), options.mode)]
+                vec![judge(path, label, reference.get_or_insert(path.as_path()), options)]
             }
             Input::Saved(_, report) => {
                 sentences.push(format!("{}: {}", report.title, report.sentence));
@@ -194,10 +196,11 @@ fn launched(path: &Path) -> (String, String) {
 }
 
 /// One run beside the reference, which may be itself.
-fn judge(path: &Path, label: &str, reference: &Path, mode: Mode) -> CaseReport {
+fn judge(path: &Path, label: &str, reference: &Path, options: &Options) -> CaseReport {
     let is_reference = path == reference;
     let (run, golden) = (RunDir::new(path), RunDir::new(reference));
-    let comparison = (!is_reference).then(|| compare(reference, path, mode));
+    let Options { mode, families, .. } = *options;
+    let comparison = (!is_reference).then(|| compare_families(reference, path, mode, families));
     let (ranks, strategy) = launched(path);
     let mut view = CaseView {
         ranks,
@@ -223,19 +226,12 @@ fn judge(path: &Path, label: &str, reference: &Path, mode: Mode) -> CaseReport {
         }
         Some(Ok(comparison)) => {
             view.problem = comparison.first_difference().map(ToString::to_string);
-            view.distance = worst(comparison);
+            view.distance = distance(comparison);
             view.detail = Some(comparison_text(comparison));
         }
     }
     let facts = json!({ "run_dir": path, "outcome": outcome, "comparison": comparison.and_then(Result::ok) });
     CaseReport::new(view, facts)
-}
-
-/// The largest distance of any parameter; of the losses where no checkpoint could be compared.
-fn worst(comparison: &Comparison) -> Option<String> {
-    let compared = |name: &str| comparison.check(name).filter(|check| check.verdict != Verdict::NotCompared);
-    let worst = compared("checkpoint parameters").or(compared("micro-batch losses"))?.worst;
-    Some(ulps_text(worst.ulps))
 }
 
 /// Rank 0's time of all steps that can be read.

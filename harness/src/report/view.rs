@@ -150,6 +150,8 @@ impl CaseView {
                 *text = visible(text);
             }
         }
+        let terms = std::mem::take(&mut self.curves.loss_terms);
+        self.curves.loss_terms = terms.into_iter().map(|(name, points)| (visible(&name), points)).collect();
         self
     }
 }
@@ -276,5 +278,8 @@ mod tests {
     fn what_a_name_hides_is_spelt_out() {
         let case = CaseReport::new(CaseView::new("g\u{202e}", "a\nb"), Value::Null);
         assert_eq!(case.view.full_name(), "g\\u{202e}/a\\u{a}b");
+        let curves = Curves { loss_terms: [("f\u{202e}m".into(), Vec::new())].into(), ..Curves::default() };
+        let case = CaseReport::new(CaseView { curves, ..CaseView::new("g", "c") }, Value::Null);
+        assert!(case.view.curves.loss_terms.contains_key("f\\u{202e}m"));
     }
 }

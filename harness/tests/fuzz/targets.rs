@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use lockstep_harness::bench::{BenchPlan, Results};
+use lockstep_harness::bisect::bisect_records;
 use lockstep_harness::compare::{Mode, Tolerance, compare};
+use lockstep_harness::lint::{lint, report_text};
 use lockstep_harness::predict::{Extraction, Options as Prediction, Scope, Selector};
 use lockstep_harness::report::{
     CaseView, Report, comparison_json, comparison_text, html, junit, read_curves, read_report,
@@ -12,11 +14,14 @@ use lockstep_harness::trace::{Options as Tracing, Steps};
 use lockstep_harness::verify::Plan;
 use lockstep_harness::zoo::Zoo;
 use lockstep_harness::{flight, plan_file, predict, report, trace};
-use lockstep_record::{Category, CheckpointManifest, Digest, FlightLine, RunDir, Span, SpanArgs, TraceEvent};
+use lockstep_record::{
+    Category, CheckpointManifest, Digest, FlightLine, LossScale, LossTerm, Real, RunDir, Span, SpanArgs,
+    TraceEvent,
+};
 use serde_json::json;
 
 use super::goldens::{envelope_file, golden_header, in_envelope, read_golden_header};
-use crate::common::{Bench, STEPS, read_manifest, write_lines, write_manifest};
+use crate::common::{Bench, Run, STEPS, read_manifest, write_lines, write_manifest};
 
 /// A folder with whatever a reader wants beside the file that is mutated.
 pub struct Scratch {
@@ -27,7 +32,10 @@ pub struct Scratch {
 
 impl Scratch {
     pub fn new() -> Self {
-        let bench = Bench::new();
+        let mut bench = Bench::new();
+        for run in [&mut bench.golden, &mut bench.candidate] {
+            with_two_losses_and_dropout(run);
+        }
         let [golden, candidate] = bench.write();
         for run in [&golden, &candidate] {
             std::fs::create_dir_all(run.flight()).unwrap();
@@ -60,6 +68,19 @@ impl Scratch {
 
     fn shard(&self) -> PathBuf {
         self.candidate.checkpoint(STEPS).join("shard-00001-of-00003.safetensors")
+    }
+}
+
+/// What only some models leave in a record.
+fn with_two_losses_and_dropout(run: &mut Run) {
+    run.manifest.config["model"] = json!({"ar_weight": 0.5, "fm_weight": 2.0});
+    for (index, line) in run.metrics.iter_mut().enumerate() {
+        let term = |share: f64| LossTerm { loss: Real(share * line.loss.0), targets: 7 };
+        line.loss_terms = [("ar".into(), term(1.0)), ("fm".into(), term(0.25))].into();
+        line.loss_scale = Some(LossScale { scale: Real(1024.0), finite_steps: index as u64 });
+    }
+    for line in &mut run.samples {
+        line.masks = (0..2).map(|index| Digest(u128::from(16 * line.step + index))).collect();
     }
 }
 
@@ -157,6 +178,11 @@ fn read_record(scratch: &Scratch) -> bool {
     };
     let _ = predict::extract(&extraction);
     accepted &= flight::read(candidate).map(|flight| flight.text()).is_ok();
+    let _ = lint(candidate.path()).map(|report| report_text(&report));
+    for (left, right) in [(golden, candidate), (candidate, golden)] {
+        let _ =
+            bisect_records(left.path(), right.path()).map(|finding| finding.map(|found| found.to_string()));
+    }
     draw(CaseView { curves: read_curves(candidate, Some(golden)), ..CaseView::new("g", "c") });
     accepted
 }

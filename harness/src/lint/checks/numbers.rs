@@ -1,9 +1,12 @@
 //! Single numbers: finite, and what they are said to be the sum or the product of.
 
+use std::collections::BTreeMap;
+
+use lockstep_record::{LossTerm, Phase};
+
 use super::super::facts::{Context, File, StepFacts};
 use super::super::finding::{Finding, Looked};
 use super::close;
-use lockstep_record::Phase;
 
 /// Everything is finite, but for the gradient of a step that was skipped because it was not.
 pub fn finite(_: &Context, _: Option<&StepFacts>, step: &StepFacts) -> Looked {
@@ -69,6 +72,45 @@ pub fn loss(_: &Context, _: Option<&StepFacts>, step: &StepFacts) -> Looked {
         });
     }
     looked
+}
+
+/// How far a sum of fp32 numbers may be from the sum of their exact values, relative to their sizes.
+const ROUNDED: f64 = 1e-6;
+
+/// The loss of a model with several is their weighted sum, and so is the validation's.
+pub fn terms(context: &Context, _: Option<&StepFacts>, step: &StepFacts) -> Looked {
+    let mut looked = Looked::default();
+    let Some(line) = &step.metrics else { return looked };
+    let at = |message: String| Finding::new(File::Metrics.name(), Some(line.line), message).at(step.step);
+    let validation = line.validation_loss.map(|loss| ("validation loss", loss, &line.validation_loss_terms));
+    for (what, loss, terms) in [("loss", line.loss, &line.loss_terms)].into_iter().chain(validation) {
+        let Some(parts) = weighted(context, terms) else { continue };
+        let sum: f64 = parts.iter().map(|(_, weight, term)| weight * term).sum();
+        let size: f64 = parts.iter().map(|(_, weight, term)| (weight * term).abs()).sum();
+        if size.is_finite() && loss.0.is_finite() {
+            // Each micro-batch's parts and their sum are rounded to fp32.
+            looked.holds((loss.0 - sum).abs() <= ROUNDED * size, || {
+                let part = |(name, weight, term): &(&str, f64, f64)| format!("{weight} × {name} {term}");
+                let parts = parts.iter().map(part).collect::<Vec<_>>().join(" + ");
+                at(format!("the {what} is {loss}, but {parts} is {sum}"))
+            });
+        }
+    }
+    looked
+}
+
+/// Name, weight and value of each loss; the weights are the configuration's `model.NAME_weight`. None without losses, and
+/// where a weight is not there: another trainer's may be called otherwise.
+fn weighted<'a>(
+    context: &Context,
+    terms: &'a BTreeMap<String, LossTerm>,
+) -> Option<Vec<(&'a str, f64, f64)>> {
+    let part = |(name, term): (&'a String, &LossTerm)| {
+        let weight = context.number(&format!("model.{name}_weight"))?;
+        Some((name.as_str(), weight, term.loss.0))
+    };
+    let parts: Option<Vec<_>> = terms.iter().map(part).collect();
+    parts.filter(|parts| !parts.is_empty())
 }
 
 /// Clipping scaled by limit ÷ (norm + 1e-6), at most 1.

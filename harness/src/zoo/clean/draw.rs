@@ -5,11 +5,46 @@ use crate::verify::Stage;
 /// Runs that share a training, and with it their golden run.
 pub const RUNS_PER_TRAINING: usize = 8;
 
+/// Which model is trained, on what it reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Gpt,
+    Resnet,
+    Vla,
+}
+
+impl Kind {
+    /// As `model.kind` spells it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Gpt => "gpt",
+            Self::Resnet => "resnet",
+            Self::Vla => "vla",
+        }
+    }
+
+    /// The smallest configuration that has it, in `configs`.
+    pub fn config(self) -> &'static str {
+        match self {
+            Self::Gpt => "tiny.yaml",
+            Self::Resnet => "resnet-tiny.yaml",
+            Self::Vla => "vla-tiny.yaml",
+        }
+    }
+
+    fn shape(self, draws: &mut Draws) -> Vec<String> {
+        match self {
+            Self::Gpt => gpt_shape(draws),
+            Self::Resnet => resnet_shape(draws),
+            Self::Vla => vla_shape(draws),
+        }
+    }
+}
+
 /// What decides the result of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Trained {
-    /// Whether it is the ResNet on images; else the GPT on text.
-    pub resnet: bool,
+    pub kind: Kind,
     pub set: Vec<String>,
     pub steps: u64,
     pub micro_batches: u32,
@@ -49,17 +84,23 @@ impl Draws {
     fn one_of<T: Clone>(&mut self, all: &[T]) -> T {
         all[self.between(0, all.len() as u64 - 1) as usize].clone()
     }
+
+    /// One of two, the rare one in a sixth of all draws.
+    fn rarely<T>(&mut self, rare: T, usual: T) -> T {
+        if self.between(0, 5) == 0 { rare } else { usual }
+    }
 }
 
-/// The training of a run: seed, model, batch, optimizer, schedule.
+/// The training of a run: seed, model, batch, optimizer, schedule, precision.
 pub fn training(seed: u64, run: usize) -> Trained {
     let mut draws = Draws::new(seed, 2 * (run / RUNS_PER_TRAINING) as u64);
-    let resnet = draws.between(0, 4) == 0;
+    let kind = draws.one_of(&[Kind::Gpt, Kind::Gpt, Kind::Gpt, Kind::Resnet, Kind::Vla]);
     let (micro_batches, size) = (draws.between(4, 9), draws.between(1, 3));
     let (warmup, steps) = (draws.between(0, 2), draws.between(3, 5));
     // From less than an epoch to more than one in a step.
     let samples = draws.between(micro_batches * size / 2 + 1, 5 * micro_batches * size);
     let mut set = vec![
+        format!("model.kind={}", kind.name()),
         format!("run.seed={}", draws.next() >> 1),
         format!("batch.micro_batches={micro_batches}"),
         format!("batch.micro_batch_size={size}"),
@@ -70,20 +111,39 @@ pub fn training(seed: u64, run: usize) -> Trained {
         format!("model.dropout={}", draws.one_of(&["0", "0.1", "0.5"])),
         format!("optim.clip_norm={}", draws.one_of(&["null", "0.3", "1.0"])),
         format!("optim.kind={}", draws.one_of(&["adamw", "adamw", "sgd"])),
+        // Most processors compute in 16 bits by way of fp32, which takes its time.
+        format!("precision={}", draws.rarely("bf16", "fp32")),
+        format!("reduce_dtype={}", draws.rarely("bf16", "fp32")),
     ];
-    set.extend(if resnet { resnet_shape(&mut draws) } else { gpt_shape(&mut draws) });
-    Trained { resnet, set, steps, micro_batches: micro_batches as u32 }
+    set.extend(kind.shape(&mut draws));
+    Trained { kind, set, steps, micro_batches: micro_batches as u32 }
+}
+
+/// Rotary positions need heads of even width.
+fn transformer_shape(draws: &mut Draws, layers_max: u64) -> Vec<String> {
+    let heads = draws.one_of(&[1, 2, 4]);
+    vec![
+        format!("model.layers={}", draws.between(1, layers_max)),
+        format!("model.heads={heads}"),
+        format!("model.width={}", heads * 2 * draws.between(4, 12)),
+    ]
 }
 
 fn gpt_shape(draws: &mut Draws) -> Vec<String> {
-    let heads = draws.one_of(&[1, 2, 4]);
-    vec![
-        format!("model.layers={}", draws.between(1, 3)),
-        format!("model.heads={heads}"),
-        format!("model.width={}", heads * 2 * draws.between(4, 12)),
-        format!("model.context={}", draws.between(5, 24)),
-        format!("model.positions={}", draws.one_of(&["learned", "rotary"])),
-    ]
+    let mut shape = transformer_shape(draws, 3);
+    shape.push(format!("model.context={}", draws.between(5, 24)));
+    shape.push(format!("model.positions={}", draws.one_of(&["learned", "rotary"])));
+    shape
+}
+
+/// The second loss always counts; the first one may be left out of the sum.
+fn vla_shape(draws: &mut Draws) -> Vec<String> {
+    let mut shape = transformer_shape(draws, 2);
+    shape.push(format!("model.turns={}", draws.between(1, 2)));
+    shape.push(format!("model.chunk={}", draws.between(1, 5)));
+    shape.push(format!("model.ar_weight={}", draws.one_of(&["0", "0.5", "1"])));
+    shape.push(format!("model.fm_weight={}", draws.one_of(&["0.3", "1", "2"])));
+    shape
 }
 
 fn resnet_shape(draws: &mut Draws) -> Vec<String> {
@@ -134,15 +194,27 @@ mod tests {
     proptest! {
         #[test]
         fn every_draw_can_be_trained(seed: u64, run in 0usize..500) {
-            let Trained { resnet, set, steps, micro_batches } = training(seed, run);
+            let Trained { kind, set, steps, micro_batches } = training(seed, run);
             let number = |key: &str| value(&set, key).parse::<u64>().unwrap();
             prop_assert!(number("data.max_samples") >= 1 && number("schedule.warmup_steps") < steps);
             prop_assert_eq!(number("batch.micro_batches"), u64::from(micro_batches));
             prop_assert!(number("run.seed") <= i64::MAX as u64);
-            if !resnet {
-                // Rotary needs heads of even width.
+            prop_assert_eq!(value(&set, "model.kind"), kind.name());
+            for key in ["precision", "reduce_dtype"] {
+                prop_assert!(["fp32", "bf16"].contains(&value(&set, key)));
+            }
+            if kind != Kind::Resnet {
                 prop_assert_eq!(number("model.width") / number("model.heads") % 2, 0);
                 prop_assert_eq!(number("model.width") % number("model.heads"), 0);
+            }
+            // Keys of one model alone: another would refuse some of them.
+            for (key, owner) in [("model.positions", Kind::Gpt), ("model.stages", Kind::Resnet), ("model.chunk", Kind::Vla)] {
+                prop_assert_eq!(!value(&set, key).is_empty(), kind == owner);
+            }
+            if kind == Kind::Vla {
+                prop_assert!(number("model.turns") >= 1 && number("model.chunk") >= 1);
+                let weight = |key: &str| value(&set, key).parse::<f64>().unwrap();
+                prop_assert!(weight("model.ar_weight") >= 0.0 && weight("model.fm_weight") > 0.0);
             }
             let Launched { stages } = launches(seed, run);
             for stage in &stages {
@@ -175,7 +247,6 @@ mod tests {
                 seen.insert(format!("{} {}", stage.ranks, stage.strategy));
                 seen.extend(stage.set.iter().cloned());
             }
-            seen.insert(format!("resnet={}", trained.resnet));
             seen.extend(trained.set);
         }
         let expected = [
@@ -195,7 +266,12 @@ mod tests {
             "parallel.message_kb=1",
             "parallel.bucket_mb=0.01",
             "parallel.mpi_threads=funneled",
-            "resnet=true",
+            "model.kind=gpt",
+            "model.kind=resnet",
+            "model.kind=vla",
+            "model.ar_weight=0",
+            "precision=bf16",
+            "reduce_dtype=bf16",
             "model.layers=3",
             "model.positions=rotary",
             "optim.kind=sgd",

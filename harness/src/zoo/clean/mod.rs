@@ -102,7 +102,7 @@ pub(super) fn campaign(visit: &Visit, clean: &Clean, plan: &Path, progress: &mut
 
 fn drawn(seed: u64, run: usize, configs: &Path) -> Training {
     let trained = training(seed, run);
-    let config = configs.join(if trained.resnet { "resnet-tiny.yaml" } else { "tiny.yaml" });
+    let config = configs.join(trained.kind.config());
     let every = ["checkpoint.every=0", "evaluate.every=2", "record.local_gradients=true"].map(String::from);
     Training { config, set: trained.set.into_iter().chain(every).collect(), golden: Vec::new() }
 }
@@ -220,7 +220,17 @@ impl CleanReport {
              run. {seconds:.0} s, {:.2} s a run.",
             seconds / (*runs).max(1) as f64
         );
-        text
+        text + &self.settings()
+    }
+
+    /// How many runs had which model, and another precision than the usual one.
+    fn settings(&self) -> String {
+        let runs =
+            |set: &str| self.rows.iter().filter(|row| row.training.iter().any(|one| one == set)).count();
+        let settings =
+            ["model.kind=gpt", "model.kind=resnet", "model.kind=vla", "precision=bf16", "reduce_dtype=bf16"];
+        let counts = settings.map(|set| format!("{} with {set}", runs(set)));
+        format!("Of them {}.\n", counts.join(", "))
     }
 }
 
@@ -242,7 +252,7 @@ mod tests {
                 .enumerate()
                 .map(|(run, verdict)| Row {
                     run,
-                    training: Vec::new(),
+                    training: vec!["model.kind=vla".into()],
                     launches: if run % 2 == 0 { "2 ddp until 3, 4 zero1".into() } else { "2 ddp".into() },
                     verdict,
                     seconds: 1.0,
@@ -266,5 +276,9 @@ mod tests {
         let text = report(vec![Verdict::Equal, Verdict::FalseAlarm("step 1".into())]).text();
         assert!(text.contains("2 ddp             2        1             1"), "{text}");
         assert!(text.contains("run 1 (2 ddp): FALSE ALARM: step 1"), "{text}");
+        assert!(
+            text.contains("0 with model.kind=resnet, 2 with model.kind=vla, 0 with precision=bf16"),
+            "{text}"
+        );
     }
 }
