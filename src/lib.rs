@@ -24,6 +24,7 @@ pub mod random;
 pub mod reduce;
 pub mod session;
 pub mod strategy;
+pub mod telemetry;
 pub mod torch;
 pub mod trace;
 pub mod train;

@@ -18,6 +18,7 @@ use crate::launch::{
 use crate::metrics::{Recorder, start_logging};
 use crate::perturb;
 use crate::session::Session;
+use crate::telemetry;
 use crate::torch::set_cuda_repeatable;
 use crate::trace::offset_to_rank_0;
 use crate::train::{self, Course};
@@ -125,6 +126,8 @@ fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
     comm.record_to(&run_dir);
     comm.connect().map_err(not_connected)?;
     warn_of_threads(comm);
+    session.telemetry =
+        telemetry::of_rank(session.device, &run_dir, comm.rank(), config.record.telemetry_every_s);
     if arguments.trace {
         open_trace(&session, &run_dir)?;
     }

@@ -29,6 +29,7 @@ use crate::optim::Optimizer;
 use crate::precision::{self, Format, LossScaler};
 use crate::reduce::{Reducer, Tools};
 use crate::strategy::{self, Ownership, Setting};
+use crate::telemetry::Telemetry;
 use crate::torch::GradientHooks;
 use crate::trace::Trace;
 
@@ -52,6 +53,8 @@ pub struct Session<'a> {
     /// On the parameters' leaves.
     pub hooks: GradientHooks,
     pub trace: Trace,
+    /// Of the GPU that this rank computes on.
+    pub telemetry: Option<Telemetry>,
     /// Whether the ranks exchange nothing while they train.
     pub isolated: bool,
     /// Where forward and backward run. Parameters, gradients and the optimizer's state stay in the host's memory.
@@ -131,6 +134,7 @@ impl<'a> Session<'a> {
             optimizer,
             scaler: precision::scales_loss(config).then(|| LossScaler::new(&config.scaler)),
             trace,
+            telemetry: None,
             named_unused: ParameterSet::default(),
             skipped_in_a_row: 0,
             perturbation: None,
