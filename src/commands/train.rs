@@ -104,9 +104,9 @@ fn run(
     if compute == Compute::Cuda {
         set_cuda_repeatable(config.run.deterministic, false)?;
     }
-    let mut session = Session::build(config, comm, arguments.comm == Exchanged::None)?;
+    let device = compute.device(comm.local_rank());
+    let mut session = Session::build(config, comm, arguments.comm == Exchanged::None, device)?;
     session.perturbation = arguments.perturb;
-    session.device = compute.device(comm.local_rank());
     if arguments.dry_run {
         if comm.rank() == 0 {
             print!("{}", plan::describe(&session)?);
@@ -139,7 +139,7 @@ fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
     if let Some(perturbation) = &session.perturbation {
         tracing::warn!("--perturb {perturbation}: values are moved on purpose, to see how far the run moves");
     }
-    if config.precision == Precision::Fp16 {
+    if config.precision == Precision::Fp16 && session.device == tch::Device::Cpu {
         tracing::warn!(
             "precision: fp16 on a CPU: most processors compute it by way of fp32, many times slower; bf16 needs no loss scale, too"
         );

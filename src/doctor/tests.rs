@@ -7,7 +7,7 @@ use lockstep_record::exit;
 use super::catalogue::*;
 use super::checks::examine;
 use super::facts::*;
-use super::finding::{Finding, Kind, Severity, bytes_text};
+use super::finding::{Finding, Kind, Severity};
 use super::report::Report;
 
 /// Two ranks on each of two hosts, with two GPUs and nothing to complain of.
@@ -445,12 +445,6 @@ fn facts_travel_as_json() {
     let json: serde_json::Value = serde_json::from_str(&Report::new(&all, examine(&all)).json()).unwrap();
     assert_eq!((json["version"].as_u64(), json["exit_code"].as_i64()), (Some(1), Some(0)));
     assert_eq!(json["ranks"].as_array().unwrap().len(), 4);
-}
-
-#[test]
-fn sizes_as_people_write_them() {
-    let sizes = [100, 1536, 64 << 20, (3 << 30) + (205 << 20), 200 << 30];
-    assert_eq!(sizes.map(bytes_text), ["100 bytes", "1.5 KiB", "64 MiB", "3.2 GiB", "200 GiB"]);
 }
 
 /// The table of the documentation is this catalogue: `LOCKSTEP_WRITE_DOCS=1 cargo test doctor` writes it.
