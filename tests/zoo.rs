@@ -54,7 +54,7 @@ mod planted {
         let out = folder.path().join("zoo");
         // Tests have the double elsewhere.
         let double = crate::nccl::double();
-        let plan = catalogue(folder.path(), &[("{trainer_dir}/liblockstep_nccl_double.so", &double)]);
+        let plan = catalogue(folder.path(), &[("{trainer_dir}/liblockstep_nccl_double.so", double.as_str())]);
         let only: Vec<&str> = BUGS.iter().flat_map(|bug| ["--only", bug]).collect();
         let (code, text, errors) = zoo(&out, &[&[plan.as_str()], &only[..]].concat());
         assert_eq!(code, exit::OK, "{text}\n{errors}");
