@@ -31,7 +31,8 @@ fn a_micro_batch_that_is_too_large() {
         .set("evaluate.every=0")
         .set("schedule.steps=2");
     let ended = ends(launch, folder.path());
-    let ended = ended.says("activations of one micro-batch (an estimate): lower batch.micro_batch_size or model.context");
+    let ended = ended
+        .says("activations of one micro-batch (an estimate): lower batch.micro_batch_size or model.context");
     ended.says("DefaultCPUAllocator: can't allocate memory");
 }
 

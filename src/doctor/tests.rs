@@ -454,9 +454,15 @@ fn a_driver_that_is_too_old_is_named_with_what_is_needed() {
         found.map(|finding| finding.message)
     };
     let nvml = said("13.0", "535.104.05", Some("12.2")).unwrap();
-    assert!(nvml.contains("libtorch is built for CUDA 13.0, but driver 535.104.05 runs CUDA 12.2 at most"), "{nvml}");
+    assert!(
+        nvml.contains("libtorch is built for CUDA 13.0, but driver 535.104.05 runs CUDA 12.2 at most"),
+        "{nvml}"
+    );
     let kernel = said("13.0", "570.211.01", None).unwrap();
-    assert!(kernel.contains("built for CUDA 13.0, which needs driver 580, but this is 570.211.01"), "{kernel}");
+    assert!(
+        kernel.contains("built for CUDA 13.0, which needs driver 580, but this is 570.211.01"),
+        "{kernel}"
+    );
     assert!(said("12.8", "520.61.05", None).unwrap().contains("which needs driver 525"));
     assert!(said("11.8", "440.33.01", None).unwrap().contains("which needs driver 450"));
     // The controls: the oldest that does, and a CUDA that nobody knows the driver of.

@@ -106,7 +106,8 @@ pub fn end_all_ranks_on_panic() {
 
 /// What a panic says, if it is about memory.
 fn shortage_of(payload: &dyn std::any::Any) -> Option<String> {
-    let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
+    let text =
+        payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
     text.filter(|text| shortage::is_one(text)).map(|text| shortage::explained(text.to_owned()))
 }
 

@@ -51,11 +51,17 @@ pub fn holdings(needs: &Needs) -> Vec<Holding> {
     let mut add = |place, what: String, bytes, lower| all.push(Holding { place, what, bytes, lower });
     let whole = f32_bytes(elements);
     let (name, largest) = needs.largest;
-    let text = format!("parameters (the largest, {name}: {})", crate::quantity::bytes_text(f32_bytes(largest)));
+    let text =
+        format!("parameters (the largest, {name}: {})", crate::quantity::bytes_text(f32_bytes(largest)));
     add(host, text, whole, MODEL);
     let sums = slots(needs);
     let text = format!("sums of gradients ({sums} for each parameter)");
-    add(host, text, f32_bytes(trained).saturating_mul(sums), "start more ranks, or lower batch.micro_batches");
+    add(
+        host,
+        text,
+        f32_bytes(trained).saturating_mul(sums),
+        "start more ranks, or lower batch.micro_batches",
+    );
     let shared_by = if config.parallel.strategy == StrategyKind::Zero1 { needs.world_size as u64 } else { 1 };
     let kinds = if config.optim.kind == OptimKind::Adamw { 2 } else { 1 };
     let state = f32_bytes(trained).saturating_mul(kinds) / shared_by.max(1);
@@ -189,7 +195,10 @@ mod tests {
         let all = holdings(&needs(&zero1));
         assert_eq!(bytes_of(&all, Place::Host, "optimizer state"), Some(2 * 3200 / 4));
         assert_eq!(bytes_of(&all, Place::Host, "16-bit copies"), Some(2000));
-        assert_eq!(bytes_of(&holdings(&Needs { world_size: 1, ..needs(&ddp) }), Place::Host, "messages"), None);
+        assert_eq!(
+            bytes_of(&holdings(&Needs { world_size: 1, ..needs(&ddp) }), Place::Host, "messages"),
+            None
+        );
     }
 
     #[test]

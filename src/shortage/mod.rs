@@ -106,7 +106,10 @@ mod tests {
     #[test]
     fn an_error_is_explained_once_and_others_are_left_alone() {
         let once = explained("libtorch: std::bad_alloc".into());
-        assert!(once.starts_with("out of memory on the host") && once.ends_with("libtorch: std::bad_alloc"), "{once}");
+        assert!(
+            once.starts_with("out of memory on the host") && once.ends_with("libtorch: std::bad_alloc"),
+            "{once}"
+        );
         assert!(is_one(&once));
         let framed = format!("rank 3: {once}");
         assert_eq!(explained(framed.clone()), framed);

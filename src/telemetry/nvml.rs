@@ -28,9 +28,9 @@ impl NvmlSource {
         let nvml: &'static Nvml = Box::leak(Box::new(nvml));
         let by_uuid = identity.uuid_texts().into_iter().find_map(|uuid| nvml.device_by_uuid(uuid).ok());
         let by_bus = || nvml.device_by_pci_bus_id(identity.pci_bus_id.clone()?).ok();
-        let device = by_uuid
-            .or_else(by_bus)
-            .ok_or_else(|| format!("{shown} does not know the GPU that CUDA calls {ordinal}: {identity:?}"))?;
+        let device = by_uuid.or_else(by_bus).ok_or_else(|| {
+            format!("{shown} does not know the GPU that CUDA calls {ordinal}: {identity:?}")
+        })?;
         Ok(Self { device, ordinal })
     }
 }

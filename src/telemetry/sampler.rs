@@ -124,7 +124,7 @@ fn open(path: &Path) -> io::Result<File> {
     let start = bytes.saturating_sub(LINE_BYTES_MAX);
     file.seek(SeekFrom::Start(start))?;
     let mut end = Vec::new();
-    file.by_ref().take(LINE_BYTES_MAX).read_to_end(&mut end)?;
+    (&file).take(LINE_BYTES_MAX).read_to_end(&mut end)?;
     let whole = end.iter().rposition(|&byte| byte == b'\n').map_or(start, |at| start + at as u64 + 1);
     if whole < bytes {
         file.set_len(whole)?;

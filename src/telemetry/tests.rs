@@ -90,7 +90,8 @@ fn a_driver_that_hangs_does_not_keep_the_run() {
 fn an_earlier_executions_lines_are_kept_but_for_one_that_was_cut() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rank.jsonl");
-    let whole = serde_json::to_string(&TelemetryLine { unix_ms: 1, ..TelemetryLine::default() }).unwrap() + "\n";
+    let whole =
+        serde_json::to_string(&TelemetryLine { unix_ms: 1, ..TelemetryLine::default() }).unwrap() + "\n";
     for (before, kept) in [
         (format!("{whole}{{\"unix_ms\":17"), 1),
         (whole.repeat(40), 40),

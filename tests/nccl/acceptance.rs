@@ -27,7 +27,8 @@ fn script() -> Command {
 /// On a machine whose nvidia-smi lists so many GPUs.
 fn script_with_gpus(folder: &Path, gpus: usize) -> Command {
     let smi = folder.join("nvidia-smi");
-    let listed: String = (0..gpus).map(|gpu| format!("echo 'GPU {gpu}: NVIDIA Pretended (UUID: GPU-{gpu})'\n")).collect();
+    let listed: String =
+        (0..gpus).map(|gpu| format!("echo 'GPU {gpu}: NVIDIA Pretended (UUID: GPU-{gpu})'\n")).collect();
     let rows: String =
         (0..gpus).map(|gpu| format!("echo 'NVIDIA Pretended, GPU-{gpu}, 580.65.06, 81559 MiB'\n")).collect();
     let text = format!(
@@ -62,7 +63,8 @@ fn it_says_when_there_are_no_gpus() {
 #[test]
 fn the_dry_run_prints_what_as_many_gpus_can_show() {
     let plan = std::fs::read_to_string(repository().join("harness/plans/gpu.yaml")).unwrap();
-    let groups: Vec<&str> = plan.split("name: gpus-").skip(1).map(|rest| rest.split([',', '\n']).next().unwrap()).collect();
+    let groups: Vec<&str> =
+        plan.split("name: gpus-").skip(1).map(|rest| rest.split([',', '\n']).next().unwrap()).collect();
     assert!(groups.contains(&"2-native") && groups.contains(&"1-fp16"), "{groups:?}");
     for (gpus, parts) in [(1, &["1"][..]), (3, &["1", "2"][..]), (8, &["1", "2", "4"][..])] {
         let folder = tempfile::tempdir().unwrap();
@@ -71,11 +73,19 @@ fn the_dry_run_prints_what_as_many_gpus_can_show() {
             script_with_gpus(folder.path(), gpus).arg("--dry-run").arg(&out).output().unwrap();
         let printed = text(&stdout);
         assert_eq!(status.code(), Some(exit::OK), "{printed}\n{}", text(&stderr));
-        assert!(printed.contains(&format!("-np {gpus} ")) && printed.contains("--set run.device=cuda"), "{printed}");
+        assert!(
+            printed.contains(&format!("-np {gpus} ")) && printed.contains("--set run.device=cuda"),
+            "{printed}"
+        );
         for part in ["1", "2", "4"] {
-            let command = format!("--only gpus-{part} --work-dir {}", out.join(format!("gpus-{part}")).display());
+            let command =
+                format!("--only gpus-{part} --work-dir {}", out.join(format!("gpus-{part}")).display());
             assert_eq!(printed.contains(&command), parts.contains(&part), "{gpus}: {part}: {printed}");
-            assert_eq!(printed.contains(&format!("--matrix gpus-{part}=0")), parts.contains(&part), "{printed}");
+            assert_eq!(
+                printed.contains(&format!("--matrix gpus-{part}=0")),
+                parts.contains(&part),
+                "{printed}"
+            );
         }
         if gpus >= 4 {
             let is_selected = |group: &&str| parts.iter().any(|part| group.starts_with(part));
@@ -142,8 +152,12 @@ fn a_rehearsal_over_the_double_collects_evidence() {
     assert_eq!((&evidence["is_rehearsal"], &evidence["gpu_count"]), (&true.into(), &2.into()));
     assert_eq!(evidence["gpus"][1]["uuid"], "GPU-1");
     assert!(evidence["nccl_test"]["output"].as_str().unwrap().contains("all-reduce bf16"), "{evidence:#}");
-    let cases: Vec<&Value> =
-        evidence["matrix"].as_array().unwrap().iter().flat_map(|part| part["cases"].as_array().unwrap()).collect();
+    let cases: Vec<&Value> = evidence["matrix"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|part| part["cases"].as_array().unwrap())
+        .collect();
     let names: Vec<&str> = cases.iter().map(|case| case["case"].as_str().unwrap()).collect();
     assert_eq!(names, ["gpus-1/golden", "gpus-1/again", "gpus-2-bf16/golden", "gpus-2-bf16/zero1-2"]);
     let last = cases[3];
@@ -172,18 +186,33 @@ fn gaps_in_the_evidence_are_named() {
     });
     write("gpus-1/report.json", &serde_json::json!({ "cells": [cell] }).to_string());
     let run_path = "gpus-1/gpus-1-bf16/again/run";
-    write(&format!("{run_path}/manifest.json"), r#"{"config":{"precision":"bf16"},"segments":[{"backend":"nccl"}]}"#);
+    write(
+        &format!("{run_path}/manifest.json"),
+        r#"{"config":{"precision":"bf16"},"segments":[{"backend":"nccl"}]}"#,
+    );
     let steps = "{\"step\":3,\"tokens_per_second\":1}\n{\"step\":4,\"tokens_per_second\":90,\"resident_bytes_max\":7}\n{\"st";
     write(&format!("{run_path}/metrics.jsonl"), steps);
     let looks = "{\"tensor_bytes_max\":5,\"utilisation_percent\":null}\n{\"tensor_bytes_max\":9,\"utilisation_percent\":40}\n";
     write(&format!("{run_path}/telemetry/rank-00000.jsonl"), looks);
     let mut command = Command::new("python3");
     command.arg(repository().join("ci/gpu_evidence.py")).arg(folder.path());
-    command.args(["--commit", "abc", "--device", "cuda", "--gpus", "1", "--nccl-test", "70", "--bench", "101"]);
+    command.args([
+        "--commit",
+        "abc",
+        "--device",
+        "cuda",
+        "--gpus",
+        "1",
+        "--nccl-test",
+        "70",
+        "--bench",
+        "101",
+    ]);
     command.args(["--matrix", "gpus-1=101", "--matrix", "gpus-2=2"]);
     let output = command.output().expect("python3");
     assert!(output.status.success(), "{}", text(&output.stderr));
-    let evidence: Value = serde_json::from_slice(&std::fs::read(folder.path().join("evidence.json")).unwrap()).unwrap();
+    let evidence: Value =
+        serde_json::from_slice(&std::fs::read(folder.path().join("evidence.json")).unwrap()).unwrap();
     let case = &evidence["matrix"][0]["cases"][0];
     assert_eq!((&case["verdict"], &case["reason"]), (&"could_not_run".into(), &"exit code 1".into()));
     assert_eq!((&case["tokens_per_second_median"], &case["resident_bytes_max"]), (&90.into(), &7.into()));
@@ -191,7 +220,14 @@ fn gaps_in_the_evidence_are_named() {
     assert_eq!(case["gpu_memory_used_bytes_max"], Value::Null);
     assert_eq!((&evidence["is_rehearsal"], &evidence["bench"]["exit_code"]), (&false.into(), &101.into()));
     let problems = evidence["problems"].to_string();
-    for gap in ["metrics.jsonl: line 3", "gpus-2/report.json", "gpus-2: no case", "bench/bench.json", "gpus.csv", "nccl.txt"] {
+    for gap in [
+        "metrics.jsonl: line 3",
+        "gpus-2/report.json",
+        "gpus-2: no case",
+        "bench/bench.json",
+        "gpus.csv",
+        "nccl.txt",
+    ] {
         assert!(problems.contains(gap), "{gap}: {problems}");
     }
 }

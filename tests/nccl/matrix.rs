@@ -55,7 +55,9 @@ fn every_cell_has_the_bits_of_one_process() {
             launches += backends.len();
             match name.as_str() {
                 "zero1-3-to-mpi" => assert_eq!(backends, ["nccl-double", "mpi"]),
-                _ => assert!(backends.iter().all(|backend| *backend == "nccl-double"), "{name}: {backends:?}"),
+                _ => {
+                    assert!(backends.iter().all(|backend| *backend == "nccl-double"), "{name}: {backends:?}")
+                }
             }
         }
     }

@@ -101,7 +101,8 @@ fn the_real_nccl_without_a_gpu_to_compute_on_is_refused() {
 
 #[test]
 fn a_list_of_gpus_that_are_not_there_is_refused() {
-    let launch = over_nccl(Launch::ranks(2)).env("NCCL_DOUBLE_DEVICES", "0").env("CUDA_VISIBLE_DEVICES", "7,8");
+    let launch =
+        over_nccl(Launch::ranks(2)).env("NCCL_DOUBLE_DEVICES", "0").env("CUDA_VISIBLE_DEVICES", "7,8");
     is_refused(launch, "CUDA_VISIBLE_DEVICES=7,8 leaves none; set it to GPUs of this machine");
 }
 

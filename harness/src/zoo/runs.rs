@@ -111,7 +111,8 @@ fn with_environment(variables: &BTreeMap<String, String>, trainer: &Path, argv: 
         return argv;
     }
     let folder = trainer.parent().unwrap_or(Path::new(".")).to_string_lossy();
-    let set = |(name, value): (&String, &String)| format!("{name}={}", value.replace("{trainer_dir}", &folder));
+    let set =
+        |(name, value): (&String, &String)| format!("{name}={}", value.replace("{trainer_dir}", &folder));
     std::iter::once("env".to_owned()).chain(variables.iter().map(set)).chain(argv).collect()
 }
 

@@ -75,7 +75,10 @@ mod tests {
     #[test]
     fn nothing_arrives_before_it_is_asked_for() {
         let mut place = [0u8; 4];
-        let to = |place: &mut [u8; 4], byte| Delivery { address: place.as_mut_ptr() as usize, bytes: vec![byte; 4] };
+        let to = |place: &mut [u8; 4], byte| Delivery {
+            address: place.as_mut_ptr() as usize,
+            bytes: vec![byte; 4],
+        };
         let stream = create();
         begin(stream);
         // SAFETY: `place` lives.
