@@ -247,7 +247,7 @@ impl Ended {
     }
 }
 
-fn mpirun() -> PathBuf {
+pub fn mpirun() -> PathBuf {
     let local = Path::new(env!("CARGO_MANIFEST_DIR")).join(".toolchain/bin/mpirun");
     if local.exists() { local } else { "mpirun".into() }
 }

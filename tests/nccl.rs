@@ -1,5 +1,9 @@
 //! NCCL without a GPU: the whole path under real mpirun, over a test double of the library that ranks load in its place.
 
+mod acceptance;
+mod matrix;
+mod refused;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -9,7 +13,7 @@ use crate::equality::golden;
 use crate::launch::{Ended, Launch, assert_equal, exactly};
 
 /// The double that was built with these tests.
-fn double() -> String {
+pub fn double() -> String {
     let program = std::env::current_exe().expect("the tests' own path");
     let path: PathBuf = program.with_file_name("liblockstep_nccl_double.so");
     assert!(path.is_file(), "{} is not built", path.display());
@@ -138,70 +142,6 @@ fn a_wrong_sum_at_the_start_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let ended = faulty(Launch::ranks(2), "wrong@1:1").run(folder.path()).code(exit::BOOTSTRAP);
     ended.says("trial of NCCL").says("is faulty");
-}
-
-/// Exits with 70, before any step, with one message.
-fn is_refused(launch: Launch, words: &str) {
-    let folder = tempfile::tempdir().unwrap();
-    let ended = launch.run(folder.path()).code(exit::BOOTSTRAP).says(words);
-    assert_eq!(ended.stderr.matches(words).count(), 1, "{}", ended.stderr);
-    assert_eq!(std::fs::read(RunDir::new(folder.path()).metrics()).unwrap_or_default(), b"");
-}
-
-#[test]
-fn an_nccl_that_is_missing_or_of_another_kind_is_refused() {
-    let with = |name: &str, value: &str| over_nccl(Launch::ranks(2)).env(name, value);
-    is_refused(
-        with("LOCKSTEP_NCCL_LIBRARY", "/no/such/libnccl.so.2"),
-        "correct LOCKSTEP_NCCL_LIBRARY, or unset it",
-    );
-    is_refused(
-        with("NCCL_DOUBLE_VERSION", "30100"),
-        "is NCCL 3.1.0, but lockstep talks to NCCL 2 from 2.14 on",
-    );
-    is_refused(with("NCCL_DOUBLE_VERSION", "21305"), "install 2.14 or later");
-}
-
-#[test]
-fn ranks_without_a_gpu_of_their_own_are_refused() {
-    let with = |name: &str, value: &str| over_nccl(Launch::ranks(2)).env(name, value);
-    is_refused(with("NCCL_DOUBLE_DEVICES", "1"), "ranks 0 and 1 would share GPU 0");
-    is_refused(
-        with("NCCL_DOUBLE_DEVICES", "0").env("CUDA_VISIBLE_DEVICES", ""),
-        "CUDA_VISIBLE_DEVICES= leaves none",
-    );
-}
-
-#[test]
-fn an_interface_that_is_not_there_is_refused() {
-    let launch = over_nccl(Launch::ranks(2)).env("NCCL_SOCKET_IFNAME", "nope9");
-    is_refused(launch, "no socket interface found; name an interface that is there by NCCL_SOCKET_IFNAME");
-}
-
-/// Where there is no driver; elsewhere this test has nothing to say.
-#[test]
-fn a_gpu_that_is_asked_for_and_not_there_is_refused() {
-    // SAFETY: the driver's initialiser may run at any time.
-    if unsafe { libloading::Library::new("libcuda.so.1") }.is_ok() {
-        eprintln!("skipped: there is a driver here");
-        return;
-    }
-    is_refused(Launch::ranks(2).set("run.device=cuda"), "run.device is cuda, but there is no NVIDIA driver");
-}
-
-/// Where there is no GPU it says so, and that nothing was proved.
-#[test]
-fn the_acceptance_of_gpus_says_when_there_are_none() {
-    let listed = std::process::Command::new("nvidia-smi").arg("--list-gpus").output();
-    if listed.is_ok_and(|output| output.stdout.starts_with(b"GPU ")) {
-        eprintln!("skipped: there are GPUs here");
-        return;
-    }
-    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("ci/gpu-acceptance");
-    let output = std::process::Command::new(script).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(exit::NOTHING_TO_DO), "{text}");
-    assert!(text.contains("lists no GPU here"), "{text}");
 }
 
 /// Known answers of every operation and format, on all ranks.

@@ -18,6 +18,8 @@ mod overlap;
 mod parsers;
 mod precision;
 mod resume;
+mod shortage;
+mod telemetry;
 mod tolerance;
 mod tune;
 mod vla;

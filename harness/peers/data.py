@@ -31,6 +31,10 @@ def source(golden):
     return Text(golden)
 
 
-def batches(source, samples, owned):
-    """Per step: the micro-batches of a rank that owns those with the numbers `owned`."""
-    return [[source.micro_batch(step[index]) for index in owned] for step in samples]
+def batches(source, samples, owned, device="cpu"):
+    """Per step: the micro-batches of a rank that owns those with the numbers `owned`, where it computes."""
+
+    def micro_batch(ids):
+        return tuple(tensor.to(device) for tensor in source.micro_batch(ids))
+
+    return [[micro_batch(step[index]) for index in owned] for step in samples]

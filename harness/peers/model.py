@@ -36,14 +36,14 @@ def resnet_unsupported(config):
 MODELS = {"gpt": (gpt, gpt_unsupported), "resnet": (resnet, resnet_unsupported)}
 
 
-def build(config, weights):
-    """The module for the resolved configuration, with these initial weights."""
+def build(config, weights, device="cpu"):
+    """The module for the resolved configuration, with these initial weights, on a device."""
     builder, _ = MODELS[config["model"]["kind"]]
-    module = builder(config["model"], weights)
+    module = builder(config["model"], weights).to(device)
     if config["precision"] == "bf16":
         import torch
 
-        module.forward = torch.autocast("cpu", dtype=torch.bfloat16)(module.forward)
+        module.forward = torch.autocast(torch.device(device).type, dtype=torch.bfloat16)(module.forward)
     return module
 
 

@@ -5,6 +5,7 @@ import unittest
 import blake3
 import numpy
 
+from device import local_rank, ordinal, prepare_environment
 from golden import Refused
 from gradients import share
 from images import draw_all, philox
@@ -32,6 +33,27 @@ class ImagesTest(unittest.TestCase):
         counter = numpy.array([[0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344]], dtype=numpy.uint64)
         words = philox(counter, 0xA4093822 | 0x299F31D0 << 32)[0].tolist()
         self.assertEqual(words, [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1])
+
+
+class DeviceTest(unittest.TestCase):
+    def test_each_rank_of_a_machine_has_a_gpu_of_its_own(self):
+        world = World(5, 8, "env://", False)
+        self.assertEqual(local_rank({"LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "2"}, world), 1)
+        self.assertEqual(local_rank({"OMPI_COMM_WORLD_LOCAL_RANK": "2"}, world), 2)
+        self.assertEqual(local_rank({"LOCAL_RANK": "x"}, world), 5)
+        self.assertEqual([ordinal(local, 2) for local in range(2)], [0, 1])
+        for local, visible in ((2, 2), (0, 0)):
+            with self.assertRaises(Refused) as refused:
+                ordinal(local, visible)
+            self.assertIn("CUDA_VISIBLE_DEVICES", str(refused.exception))
+
+    def test_only_gpus_need_a_workspace_of_fixed_size(self):
+        for kind, given, expected in (("cpu", {}, {}), ("cuda", {}, {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"})):
+            prepare_environment(kind, given)
+            self.assertEqual(given, expected)
+        own = {"CUBLAS_WORKSPACE_CONFIG": ":16:8"}
+        prepare_environment("cuda", own)
+        self.assertEqual(own, {"CUBLAS_WORKSPACE_CONFIG": ":16:8"})
 
 
 class WorldTest(unittest.TestCase):

@@ -115,11 +115,16 @@ class WholeProgramTest(unittest.TestCase):
         (golden / "checkpoints" / "step-00000000" / "manifest.json").unlink()
         self.refused(golden, 72, "checkpoint.at_start=true", "--accumulate", "sequential", "--ranks", "2")
 
+    @unittest.skipIf(shutil.which("nvidia-smi"), "there may be a GPU here")
+    def test_a_gpu_that_is_not_there_is_refused(self):
+        self.refused(self.golden(2), 2, "this process sees 0 GPU(s)", "--device", "cuda")
+
     def test_engines_and_ranks_that_do_not_fit_are_refused(self):
         golden = self.golden(3, optim__kind="sgd")
         self.refused(golden, 2, "--engine single is for one rank", "--engine", "single", "--ranks", "2")
         self.refused(golden, 2, "it shards optim.kind adamw only", "--engine", "deepspeed", "--ranks", "3")
         self.refused(golden, 2, "--timeout-s nan", "--timeout-s", "nan")
+        self.refused(golden, 2, "is set up for the CPU", "--engine", "deepspeed", "--ranks", "2", "--device", "cuda")
         shutil.rmtree(golden)
         self.refused(self.golden(3), 2, "no multiple of 2 ranks", "--engine", "deepspeed", "--ranks", "2")
 

@@ -12,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 
+from device import DEVICES, prepare_environment
 from golden import USAGE, Refused, load
 from ranks import run_ranks
 from world import ALONE, limit, world_of
@@ -32,6 +33,7 @@ def parse_arguments():
         choices=["sequential", "tree"],
         help="add micro-batches one after the other as PyTorch does, or along the tree of the ordered sum",
     )
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="what computes: cuda takes a GPU for each rank")
     parser.add_argument("--ranks", type=int, help="ranks to start here (default: 1, or those of torchrun or mpirun)")
     parser.add_argument("--master", metavar="HOST[:PORT]", help="under mpirun: where rank 0 is (default: MASTER_ADDR)")
     parser.add_argument("--steps", type=int, help="steps to repeat (default: all of the golden run)")
@@ -68,6 +70,8 @@ def check_engine(arguments, config):
         raise Refused("--accumulate tree is for one rank: data-parallel engines add in their own order")
     if engine == "single" and ranks > 1:
         raise Refused(f"--engine single is for one rank, not {ranks}: take ddp, zero_redundancy or deepspeed")
+    if engine == "deepspeed" and arguments.device != "cpu":
+        raise Refused("--device cuda: --engine deepspeed is set up for the CPU here; take ddp or zero_redundancy")
     if engine == "deepspeed" and config["optim"]["kind"] != "adamw":
         raise Refused("--engine deepspeed: it shards optim.kind adamw only")
     if engine == "deepspeed" and micro_batches % ranks != 0:
@@ -84,6 +88,7 @@ def main():
         threads = str(golden.config["run"]["threads_per_rank"])
         # Thread counts change bits, and these libraries read them once, when torch is imported.
         os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
+        prepare_environment(arguments.device, os.environ)
         if arguments.engine != "single" and world is None:
             return run_ranks(sys.argv, arguments.ranks, arguments.timeout_s)
         world = world if world and arguments.engine != "single" else ALONE

@@ -8,6 +8,7 @@ import torch
 import data
 import engines
 import model as models
+from device import BACKENDS, RECORDED, device_of, finish, memory_of
 from golden import load_initial_weights
 from gradients import share
 from record import RECORD_VERSION, RunDirectory, digest, digest_lines, flat, global_norm, rank_info, real
@@ -25,21 +26,22 @@ def run(golden, arguments, world):
     torch.use_deterministic_algorithms(config["run"]["deterministic"])
     # Deterministic mode also fills every new tensor with NaN, which costs time and changes no result.
     torch.utils.deterministic.fill_uninitialized_memory = False
-    join(world, arguments.timeout_s)
-    engine = engines.build(
-        arguments.engine, models.build(config, load_initial_weights(golden)), config, world, arguments.accumulate
-    )
+    device = device_of(arguments.device, config, world)
+    join(world, arguments.timeout_s, BACKENDS[arguments.device])
+    model = models.build(config, load_initial_weights(golden), device)
+    engine = engines.build(arguments.engine, model, config, world, arguments.accumulate)
     last_step = arguments.steps or len(golden.samples)
-    manifest = manifest_of(golden, arguments, world, gather(rank_of(engine, config, world), world), engine.versions())
+    ranks = gather(rank_of(engine, config, world, device), world)
+    manifest = manifest_of(golden, arguments, world, ranks, engine.versions())
     directory = RunDirectory(arguments.run_dir, manifest) if world.rank == 0 else None
     digests = Digests(directory, world, config["record"], last_step)
     owned = share(config["batch"]["micro_batches"], world.size, world.rank)
     source = data.source(golden)
-    batches = data.batches(source, golden.samples[:last_step], owned)
+    batches = data.batches(source, golden.samples[:last_step], owned, device)
     targets = source.targets(config["batch"]["micro_batches"] * config["batch"]["micro_batch_size"])
     digests.write(0, "parameters", engine.named)
     for step in range(1, last_step + 1):
-        line = train_step(golden, step, batches[step - 1], targets, engine, digests, world)
+        line = train_step(golden, step, batches[step - 1], targets, engine, digests, world, device)
         if directory:
             directory.write("samples", [{"step": step, "micro_batches": golden.samples[step - 1]}])
             directory.write("metrics", [line])
@@ -51,7 +53,7 @@ def run(golden, arguments, world):
     leave(world)
 
 
-def train_step(golden, step, batches, tokens, engine, digests, world):
+def train_step(golden, step, batches, tokens, engine, digests, world, device):
     """One update on this rank's micro-batches of `tokens` targets in all; returns its line of metrics.jsonl.
 
     The clock stops before ranks exchange what the line needs (losses, memory) and before norms that nothing but the
@@ -68,6 +70,7 @@ def train_step(golden, step, batches, tokens, engine, digests, world):
     gradient_norm = digests.write(step, "reduced_gradient", engine.gradients)
     clock.lap("record")
     engine.update(lr)
+    finish(device)
     clock.lap("optimizer")
     digests.write(step, "optimizer", engine.state)
     parameter_norm = digests.write(step, "parameters", engine.named)
@@ -91,6 +94,7 @@ def train_step(golden, step, batches, tokens, engine, digests, world):
         "tokens_per_second": tokens / seconds["total"],
         "seconds": seconds,
         "resident_bytes_max": int(max(numbers[0] for numbers in gathered)),
+        **memory_of(device),
     }
 
 
@@ -141,10 +145,10 @@ class Digests:
         return global_norm(squares)
 
 
-def rank_of(engine, config, world):
+def rank_of(engine, config, world, device):
     """This rank's line of the manifest."""
     master_bytes = 4 * engine.owned_elements()
-    return rank_info(world.rank, len(engines.STATE_NAMES[config["optim"]["kind"]]) * master_bytes, master_bytes)
+    return rank_info(world.rank, len(engines.STATE_NAMES[config["optim"]["kind"]]) * master_bytes, master_bytes, device)
 
 
 def manifest_of(golden, arguments, world, ranks, versions):
@@ -157,7 +161,7 @@ def manifest_of(golden, arguments, world, ranks, versions):
         "world_size": world.size,
         "strategy": strategy,
         "reduction": reduction,
-        "backend": "gloo" if world.init_method else "solo",
+        "backend": RECORDED[arguments.device] if world.init_method else "solo",
         "threads_per_rank": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "versions": versions,

@@ -74,8 +74,8 @@ def port_of_job(environment):
     return FIRST_PORT + zlib.crc32(job.encode()) % PORTS
 
 
-def join(world, timeout_s):
-    """Joins the gloo world."""
+def join(world, timeout_s, backend="gloo"):
+    """Joins the world; `backend` as torch.distributed names it."""
     if world.init_method is None:
         return
     import torch.distributed as dist
@@ -86,10 +86,10 @@ def join(world, timeout_s):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     timeout = timedelta(seconds=timeout_s)
     if world.init_method == "env://":
-        dist.init_process_group("gloo", timeout=timeout)
+        dist.init_process_group(backend, timeout=timeout)
         return
     dist.init_process_group(
-        "gloo", init_method=world.init_method, rank=world.rank, world_size=world.size, timeout=timeout
+        backend, init_method=world.init_method, rank=world.rank, world_size=world.size, timeout=timeout
     )
 
 

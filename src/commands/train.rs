@@ -18,6 +18,7 @@ use crate::launch::{
 use crate::metrics::{Recorder, start_logging};
 use crate::perturb;
 use crate::session::Session;
+use crate::telemetry;
 use crate::torch::set_cuda_repeatable;
 use crate::trace::offset_to_rank_0;
 use crate::train::{self, Course};
@@ -103,9 +104,9 @@ fn run(
     if compute == Compute::Cuda {
         set_cuda_repeatable(config.run.deterministic, false)?;
     }
-    let mut session = Session::build(config, comm, arguments.comm == Exchanged::None)?;
+    let device = compute.device(comm.local_rank());
+    let mut session = Session::build(config, comm, arguments.comm == Exchanged::None, device)?;
     session.perturbation = arguments.perturb;
-    session.device = compute.device(comm.local_rank());
     if arguments.dry_run {
         if comm.rank() == 0 {
             print!("{}", plan::describe(&session)?);
@@ -125,6 +126,8 @@ fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
     comm.record_to(&run_dir);
     comm.connect().map_err(not_connected)?;
     warn_of_threads(comm);
+    session.telemetry =
+        telemetry::of_rank(session.device, &run_dir, comm.rank(), config.record.telemetry_every_s);
     if arguments.trace {
         open_trace(&session, &run_dir)?;
     }
@@ -136,7 +139,7 @@ fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
     if let Some(perturbation) = &session.perturbation {
         tracing::warn!("--perturb {perturbation}: values are moved on purpose, to see how far the run moves");
     }
-    if config.precision == Precision::Fp16 {
+    if config.precision == Precision::Fp16 && session.device == tch::Device::Cpu {
         tracing::warn!(
             "precision: fp16 on a CPU: most processors compute it by way of fp32, many times slower; bf16 needs no loss scale, too"
         );

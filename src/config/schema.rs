@@ -526,4 +526,8 @@ pub struct Record {
     /// Write a sketch of each tensor beside its digest, from which distances between runs are estimated: what a comparison
     /// with `--tolerance auto` sees most by.
     pub sketches: bool,
+    /// Seconds between two looks at each rank's GPU, whose utilisation, memory, power, temperature and clocks go to `telemetry/`
+    /// in the run directory; 0 for none, else at least 0.01. It does not change bits.
+    #[schemars(range(min = 0, max = 86_400))]
+    pub telemetry_every_s: f64,
 }

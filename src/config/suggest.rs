@@ -156,7 +156,7 @@ mod tests {
     fn without_a_near_key_the_section_is_listed() {
         assert_eq!(
             remedy_for_unknown_key("record.zzzzzz"),
-            "there are digests_every, local_gradients, sketches"
+            "there are digests_every, local_gradients, sketches, telemetry_every_s"
         );
         assert!(remedy_for_unknown_key("zzz").starts_with("there are run, model, data, "));
     }

@@ -24,6 +24,8 @@ const RESNET_GROUPS: usize = 8;
 const NAME_BYTES_MAX: usize = 200;
 /// The 256 bytes come first in a learned vocabulary, and it holds at least one merge.
 const VOCABULARY: std::ops::RangeInclusive<usize> = 257..=65_536;
+/// A look at a GPU takes a good part of this.
+const TELEMETRY_SECONDS_MIN: f64 = 0.01;
 /// libtorch counts elements and bytes in signed 64-bit integers.
 const SIZE_MAX: u128 = i64::MAX as u128;
 
@@ -74,6 +76,7 @@ fn across_fields(config: &Config) -> Vec<Problem> {
         vocabulary(&config.data),
         warmup(config),
         evaluation(config),
+        telemetry(config.record.telemetry_every_s),
         sizes(config),
     ];
     checks.into_iter().flatten().collect()
@@ -262,6 +265,13 @@ fn evaluation(config: &Config) -> Option<Problem> {
     }
     let message = "there is nothing to evaluate on: data.validation_fraction is 0";
     Some(Problem::new("evaluate.every", message, "set it to 0, or keep some data for validation"))
+}
+
+fn telemetry(seconds: f64) -> Option<Problem> {
+    let message = format!("{seconds} s is shorter than a look at a GPU may take");
+    let remedy = format!("give at least {TELEMETRY_SECONDS_MIN}, or 0 for none");
+    let is_too_short = seconds > 0.0 && seconds < TELEMETRY_SECONDS_MIN;
+    is_too_short.then(|| Problem::new("record.telemetry_every_s", message, remedy))
 }
 
 /// Products that the program forms later must fit in the integers that it forms them in.

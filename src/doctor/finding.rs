@@ -136,18 +136,6 @@ pub fn distinct(all: &[Facts], ask: impl Fn(&Facts) -> String) -> String {
     answers.into_iter().collect::<Vec<_>>().join("; ")
 }
 
-/// `3.2 GiB`, `64 MiB`, `100 bytes`.
-pub fn bytes_text(bytes: u64) -> String {
-    const UNITS: [(u64, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-    match UNITS.into_iter().find(|(size, _)| bytes >= *size) {
-        Some((size, unit)) if bytes.is_multiple_of(size) || bytes >= 100 * size => {
-            format!("{} {unit}", bytes / size)
-        }
-        Some((size, unit)) => format!("{:.1} {unit}", bytes as f64 / size as f64),
-        None => format!("{bytes} bytes"),
-    }
-}
-
 /// A count with its noun.
 pub fn count(number: usize, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })

@@ -7,7 +7,7 @@ use lockstep_record::exit;
 use super::catalogue::*;
 use super::checks::examine;
 use super::facts::*;
-use super::finding::{Finding, Kind, Severity, bytes_text};
+use super::finding::{Finding, Kind, Severity};
 use super::report::Report;
 
 /// Two ranks on each of two hosts, with two GPUs and nothing to complain of.
@@ -435,6 +435,42 @@ fn the_oldest_driver_for_a_cuda() {
     assert!(with("535.104.05") && !with("580.65.06") && !with("unreadable"));
 }
 
+/// What a user with an old driver reads, whether NVML answers or not; each CUDA wants a driver of its own.
+#[test]
+fn a_driver_that_is_too_old_is_named_with_what_is_needed() {
+    let said = |cuda: &str, driver: &str, driver_cuda: Option<&str>| {
+        let mut all = healthy();
+        for facts in &mut all {
+            facts.torch.cuda = Some(cuda.into());
+            facts.gpu.driver = Some(driver.into());
+            facts.gpu.driver_cuda = driver_cuda.map(ToOwned::to_owned);
+        }
+        let findings = examine(&all);
+        let found = findings.iter().find(|finding| finding.id == CUDA_DRIVER.id).cloned();
+        if let Some(finding) = &found {
+            let text = Report::new(&all, findings).text();
+            assert!(text.contains(&finding.message) && text.contains(CUDA_DRIVER.remedy), "{text}");
+        }
+        found.map(|finding| finding.message)
+    };
+    let nvml = said("13.0", "535.104.05", Some("12.2")).unwrap();
+    assert!(
+        nvml.contains("libtorch is built for CUDA 13.0, but driver 535.104.05 runs CUDA 12.2 at most"),
+        "{nvml}"
+    );
+    let kernel = said("13.0", "570.211.01", None).unwrap();
+    assert!(
+        kernel.contains("built for CUDA 13.0, which needs driver 580, but this is 570.211.01"),
+        "{kernel}"
+    );
+    assert!(said("12.8", "520.61.05", None).unwrap().contains("which needs driver 525"));
+    assert!(said("11.8", "440.33.01", None).unwrap().contains("which needs driver 450"));
+    // The controls: the oldest that does, and a CUDA that nobody knows the driver of.
+    assert_eq!(said("12.8", "525.60.13", None), None);
+    assert_eq!(said("13.0", "580.65.06", Some("13.0")), None);
+    assert_eq!(said("99.0", "580.65.06", None), None);
+}
+
 #[test]
 fn facts_travel_as_json() {
     for facts in [healthy(), alone()].concat() {
@@ -445,12 +481,6 @@ fn facts_travel_as_json() {
     let json: serde_json::Value = serde_json::from_str(&Report::new(&all, examine(&all)).json()).unwrap();
     assert_eq!((json["version"].as_u64(), json["exit_code"].as_i64()), (Some(1), Some(0)));
     assert_eq!(json["ranks"].as_array().unwrap().len(), 4);
-}
-
-#[test]
-fn sizes_as_people_write_them() {
-    let sizes = [100, 1536, 64 << 20, (3 << 30) + (205 << 20), 200 << 30];
-    assert_eq!(sizes.map(bytes_text), ["100 bytes", "1.5 KiB", "64 MiB", "3.2 GiB", "200 GiB"]);
 }
 
 /// The table of the documentation is this catalogue: `LOCKSTEP_WRITE_DOCS=1 cargo test doctor` writes it.

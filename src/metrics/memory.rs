@@ -9,6 +9,14 @@ pub fn resident_bytes() -> u64 {
     pages * u64::try_from(page_bytes).unwrap_or(0)
 }
 
+/// The most that it ever was, from `/proc/self/status`; 0 where there is none.
+pub fn resident_bytes_max() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = most.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0).saturating_mul(1024)
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
@@ -17,5 +25,8 @@ mod tests {
         let block = vec![1u8; 64 << 20];
         let after = super::resident_bytes();
         assert!(before > 0 && after >= before + (48 << 20), "{before} {after} {}", block.len());
+        let most = super::resident_bytes_max();
+        // Not every kernel writes it down.
+        assert!(most == 0 || most + (4 << 20) >= after, "{most} {after}");
     }
 }

@@ -9,6 +9,6 @@ mod recorder;
 
 pub use digests::{Fingerprint, Subject, numbers, of_micro_batches, replicas, shards};
 pub use logs::start_logging;
-pub use memory::resident_bytes;
+pub use memory::{resident_bytes, resident_bytes_max};
 pub use progress::Progress;
 pub use recorder::{Recorder, RecorderError};

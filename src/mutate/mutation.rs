@@ -268,4 +268,10 @@ pub enum Mutation {
     EndlessLoop,
     /// In step 3 the last rank leaves without a word.
     RankLeaves,
+
+    // NCCL
+    /// From step 3 on nobody waits for the stream that NCCL's operations run on: what they received is read too early.
+    StreamNotAwaited,
+    /// In step 3 the last rank gets each message of NCCL with one bit wrong.
+    WrongAnswer,
 }

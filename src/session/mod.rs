@@ -28,7 +28,9 @@ use crate::mutate::{Mutation, active, strikes};
 use crate::optim::Optimizer;
 use crate::precision::{self, Format, LossScaler};
 use crate::reduce::{Reducer, Tools};
+use crate::shortage::{self, Holding, Needs, Place};
 use crate::strategy::{self, Ownership, Setting};
+use crate::telemetry::Telemetry;
 use crate::torch::GradientHooks;
 use crate::trace::Trace;
 
@@ -52,6 +54,8 @@ pub struct Session<'a> {
     /// On the parameters' leaves.
     pub hooks: GradientHooks,
     pub trace: Trace,
+    /// Of the GPU that this rank computes on.
+    pub telemetry: Option<Telemetry>,
     /// Whether the ranks exchange nothing while they train.
     pub isolated: bool,
     /// Where forward and backward run. Parameters, gradients and the optimizer's state stay in the host's memory.
@@ -71,8 +75,13 @@ pub struct Session<'a> {
 
 impl<'a> Session<'a> {
     /// Builds everything but the parameters' values; all ranks call it. Ranks that are `isolated` exchange nothing while
-    /// they train: see [`strategy::build`].
-    pub fn build(config: &'a Config, comm: &'a dyn Comm, isolated: bool) -> Result<Self, Failure> {
+    /// they train: see [`strategy::build`]. The model computes on `device`.
+    pub fn build(
+        config: &'a Config,
+        comm: &'a dyn Comm,
+        isolated: bool,
+        device: Device,
+    ) -> Result<Self, Failure> {
         let trace = Trace::default();
         let corpus = load_corpus(config, comm)?;
         let batch = &config.batch;
@@ -85,6 +94,7 @@ impl<'a> Session<'a> {
         let names: Vec<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
         let frozen = model::frozen(&names, &config.model.freeze)
             .map_err(|error| Failure::shared(exit::USAGE, error))?;
+        shortage::remember(holdings(config, comm, &specs, &frozen, info.vocabulary as usize, device), device);
         let ready = probe::ready_order(comm, &*corpus, &*model, config.precision, &specs, &frozen)?;
         let layout = Layout::plan(specs, &frozen, &ready, capacity(&config.parallel));
         let setting = Setting {
@@ -126,11 +136,12 @@ impl<'a> Session<'a> {
             ownership,
             reducer,
             isolated,
-            device: Device::Cpu,
+            device,
             compression,
             optimizer,
             scaler: precision::scales_loss(config).then(|| LossScaler::new(&config.scaler)),
             trace,
+            telemetry: None,
             named_unused: ParameterSet::default(),
             skipped_in_a_row: 0,
             perturbation: None,
@@ -237,6 +248,30 @@ impl<'a> Session<'a> {
         let tensors = self.layout.parameters.iter().map(tensor).collect();
         ModelInfo { parameters: self.layout.elements() as u64, tensors }
     }
+}
+
+/// What this rank will need memory for.
+fn holdings(
+    config: &Config,
+    comm: &dyn Comm,
+    specs: &[ParameterSpec],
+    frozen: &[bool],
+    vocabulary: usize,
+    device: Device,
+) -> Vec<Holding> {
+    let elements = |spec: &ParameterSpec| spec.elements() as u64;
+    let trained = specs.iter().zip(frozen).filter(|(_, frozen)| !**frozen).map(|(spec, _)| elements(spec));
+    let largest = specs.iter().max_by_key(|spec| spec.elements());
+    shortage::holdings(&Needs {
+        config,
+        elements: specs.iter().map(elements).sum(),
+        trained: trained.sum(),
+        largest: largest.map_or(("none", 0), |spec| (spec.name.as_str(), elements(spec))),
+        vocabulary,
+        rank: comm.rank(),
+        world_size: comm.size(),
+        computes_on: if device == Device::Cpu { Place::Host } else { Place::Gpu },
+    })
 }
 
 /// The format in which gradients are added up, unless that is fp32.

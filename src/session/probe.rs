@@ -10,6 +10,7 @@ use crate::data::{Corpus, Split};
 use crate::grad::layout::ParameterSpec;
 use crate::launch::{Failure, together};
 use crate::model::Model;
+use crate::shortage;
 use crate::torch::GradientHooks;
 use lockstep_record::exit;
 
@@ -34,8 +35,11 @@ pub fn ready_order(
     Ok(bytes.as_chunks::<8>().0.iter().map(|&bytes| u64::from_le_bytes(bytes) as usize).collect())
 }
 
-/// Why a first step cannot be made in this precision, and what to do.
+/// Why a first step cannot be made in this precision, and what to do. In another one there is no more memory.
 fn explain(precision: Precision, error: String) -> String {
+    if shortage::is_one(&error) {
+        return error;
+    }
     let others = match precision {
         Precision::Fp32 => return error,
         Precision::Bf16 => "fp32",
@@ -85,5 +89,6 @@ mod tests {
         );
         assert!(message.contains("choose bf16, or fp32") && message.contains("Half"), "{message}");
         assert_eq!(explain(Precision::Fp32, "as it is".into()), "as it is");
+        assert_eq!(explain(Precision::Bf16, "std::bad_alloc".into()), "std::bad_alloc");
     }
 }

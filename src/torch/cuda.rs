@@ -12,6 +12,7 @@ unsafe extern "C" {
     fn lockstep_stream_new(device: c_int, id: *mut i64, native: *mut *mut c_void) -> bool;
     fn lockstep_stream_exchange(device: c_int, id: i64, previous: *mut i64) -> bool;
     fn lockstep_stream_query(device: c_int, id: i64, done: *mut bool) -> bool;
+    fn lockstep_gpu_memory(device: c_int, bytes: *mut i64, bytes_max: *mut i64) -> bool;
     fn lockstep_set_cuda_repeatable(deterministic: bool, allow_tf32: bool) -> bool;
 }
 
@@ -48,6 +49,22 @@ fn load() -> Result<(), String> {
 /// GPUs that this process sees; 0 without [`load_cuda`], or where the driver is too old for libtorch's CUDA.
 pub fn cuda_devices() -> usize {
     usize::try_from(tch::Cuda::device_count()).unwrap_or(0)
+}
+
+/// What tensors take of a GPU's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GpuMemory {
+    pub bytes: u64,
+    /// The most so far.
+    pub bytes_max: u64,
+}
+
+/// Of a device, as this process counts; none without [`load_cuda`], or before anything was computed there.
+pub fn gpu_memory(device: usize) -> Option<GpuMemory> {
+    let (mut bytes, mut bytes_max) = (0, 0);
+    // SAFETY: places for the answers.
+    check(unsafe { lockstep_gpu_memory(c_int::try_from(device).ok()?, &mut bytes, &mut bytes_max) }).ok()?;
+    Some(GpuMemory { bytes: u64::try_from(bytes).ok()?, bytes_max: u64::try_from(bytes_max).ok()? })
 }
 
 /// Kernels that give the same bits each time, and fp32 that is fp32: `torch.backends.cudnn.deterministic`, no
@@ -160,4 +177,16 @@ impl DeviceBuffer {
 unsafe fn borrowed(start: *mut u8, length: usize) -> Tensor {
     // SAFETY: as the caller promises.
     unsafe { Tensor::from_blob(start, &[length as i64], &[1], Kind::Uint8, Device::Cpu) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where libtorch has no CUDA half, or it is not loaded: no crash, and no number.
+    #[test]
+    fn the_memory_of_a_gpu_that_is_not_there_is_unknown() {
+        assert_eq!(gpu_memory(0), None);
+        assert_eq!(gpu_memory(usize::MAX), None);
+    }
 }

@@ -7,7 +7,7 @@ mod hooks;
 
 pub use allocator::keep_freed_memory;
 pub use autocast::Autocast;
-pub use cuda::{DeviceBuffer, Stream, cuda_devices, load_cuda, set_cuda_repeatable};
+pub use cuda::{DeviceBuffer, GpuMemory, Stream, cuda_devices, gpu_memory, load_cuda, set_cuda_repeatable};
 pub use hooks::GradientHooks;
 
 use std::ffi::{CStr, c_char, c_void};

@@ -7,6 +7,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/function_hook.h>
@@ -176,6 +177,16 @@ bool lockstep_stream_exchange(int device, int64_t id, int64_t* previous) {
 bool lockstep_stream_query(int device, int64_t id, bool* done) {
   return guarded([&] {
     *done = c10::Stream::unpack3(id, static_cast<c10::DeviceIndex>(device), c10::DeviceType::CUDA).query();
+  });
+}
+
+// What tensors take of a device's memory now, and what they took at most, by the interface that all devices' allocators have.
+bool lockstep_gpu_memory(int device, int64_t* bytes, int64_t* bytes_max) {
+  return guarded([&] {
+    const auto stats = c10::getDeviceAllocator(c10::DeviceType::CUDA)->getDeviceStats(static_cast<c10::DeviceIndex>(device));
+    const auto& all = stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)];
+    *bytes = all.current;
+    *bytes_max = all.peak;
   });
 }
 

@@ -86,6 +86,7 @@ pub fn run(
     let mut progress = Progress::new(session.comm.rank(), session.config.schedule.steps, course.from_step);
     for step in course.from_step + 1..=last {
         session.comm.at_step(step);
+        session.telemetry.iter().for_each(|telemetry| telemetry.at_step(step));
         mutate::enter_step(step);
         let mut watch = Stopwatch::start(&session.trace, step);
         let samples = session.sampler.step(step);

@@ -54,7 +54,7 @@ fn error(actions: &Tensor, batch: &MicroBatch) -> f64 {
 fn the_learnt_flow_leads_to_the_actions_that_were_shown() {
     let (config, folder) = (config(), tempfile::tempdir().unwrap());
     tch::set_num_threads(1);
-    let mut session = Session::build(&config, &SoloComm, false).unwrap();
+    let mut session = Session::build(&config, &SoloComm, false, tch::Device::Cpu).unwrap();
     session.initialise().unwrap();
     let ids: Vec<u64> = (0..64).collect();
     // Samples that were never trained on.

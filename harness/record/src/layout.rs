@@ -53,6 +53,15 @@ impl RunDir {
         self.logs().join(format!("rank-{rank:05}.jsonl"))
     }
 
+    /// Held by runs on GPUs.
+    pub fn telemetry(&self) -> PathBuf {
+        self.0.join("telemetry")
+    }
+
+    pub fn rank_telemetry(&self, rank: usize) -> PathBuf {
+        self.telemetry().join(format!("rank-{rank:05}.jsonl"))
+    }
+
     /// Held by runs with `--trace`.
     pub fn traces(&self) -> PathBuf {
         self.0.join("trace")

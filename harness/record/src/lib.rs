@@ -11,6 +11,7 @@
 //! RUN/samples.jsonl        one line a step: the sample ids of every micro-batch
 //! RUN/digests.jsonl        one line per step, phase, tensor and distinct value: hash, norm, ranks that hold it
 //! RUN/logs/rank-00000.jsonl
+//! RUN/telemetry/rank-00000.jsonl   what a rank's GPU was doing, of runs on GPUs
 //! RUN/trace/rank-00000.json  what each thread was doing when, of runs with `--trace`
 //! RUN/flight/rank-00000.jsonl   the last collectives of a rank, if the run broke
 //! RUN/checkpoints/step-00000100/{manifest.json, shard-00000-of-00004.safetensors, ...}
@@ -34,6 +35,7 @@ mod manifest;
 mod real;
 mod sketch;
 mod steps;
+mod telemetry;
 mod trace;
 
 pub use capture::{
@@ -54,6 +56,7 @@ pub use manifest::{
 pub use real::Real;
 pub use sketch::{BlockSketch, SKETCH_BINS, Sketch, block_sketch};
 pub use steps::{DigestLine, LossTerm, Phase, RankRange, SampleLine, Seconds, StepLine, rank_ranges};
+pub use telemetry::TelemetryLine;
 
 pub use trace::{
     COMMUNICATION_THREAD, Category, Label, LabelArgs, LabelKind, Span, SpanArgs, TRAINING_THREAD, TraceEvent,

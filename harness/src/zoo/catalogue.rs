@@ -31,6 +31,8 @@ struct TrainingFile {
     #[serde(default)]
     set: Vec<OneOrMany>,
     golden: String,
+    #[serde(default)]
+    environment: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -89,6 +91,8 @@ pub struct Training {
     pub config: PathBuf,
     pub set: Vec<String>,
     pub golden: Vec<Stage>,
+    /// Variables of every launch; `{trainer_dir}` stands for the trainer's folder.
+    pub environment: BTreeMap<String, String>,
 }
 
 /// One planted bug.
@@ -140,13 +144,14 @@ impl Zoo {
         }
         let launch = |name: &str| launches.get(name).cloned().ok_or(format!("there is no launch `{name}`"));
         let mut zoo = Self { title, timeout, trainings: BTreeMap::new(), bugs: Vec::new() };
-        for (name, TrainingFile { config, set, golden }) in trainings {
+        for (name, TrainingFile { config, set, golden, environment }) in trainings {
             let of = |problem: String| format!("training `{name}`: {problem}");
             check_name(&name).map_err(of)?;
+            environment.keys().try_for_each(|variable| check_variable(variable)).map_err(of)?;
             let config = find_config(folder, &config).map_err(of)?;
             let set = set.into_iter().flat_map(OneOrMany::into_list).collect();
-            zoo.trainings
-                .insert(name.clone(), Training { config, set, golden: launch(&golden).map_err(of)? });
+            let golden = launch(&golden).map_err(of)?;
+            zoo.trainings.insert(name.clone(), Training { config, set, golden, environment });
         }
         for bug in bugs {
             let name = bug.name.clone();
@@ -191,6 +196,15 @@ impl Zoo {
         }
         self.bugs.retain(|bug| patterns.is_empty() || patterns.iter().any(|pattern| fits(pattern, bug)));
         Ok(())
+    }
+}
+
+/// Anything else would be taken for a program, or for an option, by what sets it.
+fn check_variable(name: &str) -> Result<(), String> {
+    let fine = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+    match name.starts_with(|first: char| first.is_ascii_uppercase()) && name.chars().all(fine) {
+        true => Ok(()),
+        false => Err(format!("environment: `{name}` is no name of a variable")),
     }
 }
 
@@ -261,6 +275,7 @@ bugs:
             ("models: m,", "", "missing field `models`"),
             ("ranks: 2", "ranks: 0", "0 ranks"),
             ("name: b", "name: ../b", "is not a name"),
+            ("golden: one", "golden: one, environment: { -u: x }", "`-u` is no name of a variable"),
         ] {
             let error = zoo((old, new)).unwrap_err();
             assert!(error.contains(problem), "{error}");

@@ -1,5 +1,6 @@
 //! Launching trainings of the zoo: golden runs, runs with a bug, clean runs.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,6 +50,7 @@ impl Runner {
             let mut program = self.command(training, stage, &ran.run, index > 0);
             program.extend(mutation.into_iter().flat_map(|name| ["--mutate".to_owned(), name.to_owned()]));
             let argv = Launcher::wrap(&self.launcher, stage.ranks, program)?;
+            let argv = with_environment(&training.environment, &self.trainer, argv);
             let log = |ending: &str| folder.join(format!("stage-{}.{ending}", index + 1));
             let (stdout, stderr) = (log("stdout"), log("stderr"));
             let launch = Launch { argv, stdout, stderr, timeout: self.timeout, stop: &self.stop };
@@ -103,6 +105,17 @@ impl Runner {
     }
 }
 
+/// The command line in an environment with these variables as well. It stands in reports, to be run again as it is.
+fn with_environment(variables: &BTreeMap<String, String>, trainer: &Path, argv: Vec<String>) -> Vec<String> {
+    if variables.is_empty() {
+        return argv;
+    }
+    let folder = trainer.parent().unwrap_or(Path::new(".")).to_string_lossy();
+    let set =
+        |(name, value): (&String, &String)| format!("{name}={}", value.replace("{trainer_dir}", &folder));
+    std::iter::once("env".to_owned()).chain(variables.iter().map(set)).chain(argv).collect()
+}
+
 /// Does the jobs `0..count` on so many threads; `done` hears of each on this thread, in the order in which they end.
 pub fn in_parallel<T: Send>(
     count: usize,
@@ -138,6 +151,17 @@ pub fn in_parallel<T: Send>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn variables_come_before_the_command_and_know_the_trainers_folder() {
+        let argv = || vec!["mpirun".to_owned(), "t".to_owned()];
+        let none = BTreeMap::new();
+        assert_eq!(with_environment(&none, Path::new("/bin/t"), argv()), argv());
+        let library = ("LIBRARY".to_owned(), "{trainer_dir}/libnccl.so".to_owned());
+        let one = BTreeMap::from([("B".to_owned(), "2".to_owned()), library]);
+        let expected = ["env", "B=2", "LIBRARY=/bin/libnccl.so", "mpirun", "t"];
+        assert_eq!(with_environment(&one, Path::new("/bin/t"), argv()), expected);
+    }
 
     #[test]
     fn every_job_is_done_once_and_results_keep_their_order() {

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char, c_int};
 use std::path::{Path, PathBuf};
 
-use super::abi::{Code, Table, UNIQUE_ID_BYTES, UniqueId};
+use super::abi::{Code, RawStream, Table, UNIQUE_ID_BYTES, UniqueId};
 use crate::config::env::NCCL_LIBRARY;
 
 /// As NVIDIA names it.
@@ -17,8 +17,7 @@ pub struct Library {
     pub path: PathBuf,
     /// `NCCL_VERSION_CODE`, such as 22907.
     pub version: c_int,
-    /// What a library that only stands in for NCCL in tests says of itself, and how many GPUs it says there are (none: as
-    /// many as are wanted).
+    /// There if the library only stands in for NCCL in tests.
     pub double: Option<Double>,
 }
 
@@ -33,11 +32,15 @@ pub enum LoadError {
     Unusable(String),
 }
 
-/// See [`Library::double`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a library that stands in for NCCL says of itself, and its streams.
+#[derive(Clone, Debug)]
 pub struct Double {
     pub description: String,
+    /// How many GPUs it says there are; none for as many as are wanted.
     pub devices: Option<usize>,
+    pub stream_create: extern "C" fn() -> RawStream,
+    /// 1 if everything on the stream is done.
+    pub stream_query: unsafe extern "C" fn(RawStream) -> c_int,
 }
 
 impl Library {
@@ -159,13 +162,18 @@ unsafe fn text(pointer: *const c_char) -> String {
     }
 }
 
-/// Only the tests' double has these two functions.
+/// Only the tests' double has these functions.
 fn double(library: &libloading::Library) -> Option<Double> {
     // SAFETY: the types of the double's functions; NCCL has no such names.
     unsafe {
         let describe = *library.get::<unsafe extern "C" fn() -> *const c_char>(b"ncclDouble").ok()?;
         let devices = *library.get::<unsafe extern "C" fn() -> c_int>(b"ncclDoubleDevices").ok()?;
-        Some(Double { description: text(describe()), devices: usize::try_from(devices()).ok() })
+        Some(Double {
+            description: text(describe()),
+            devices: usize::try_from(devices()).ok(),
+            stream_create: *library.get(b"ncclDoubleStreamCreate").ok()?,
+            stream_query: *library.get(b"ncclDoubleStreamQuery").ok()?,
+        })
     }
 }
 

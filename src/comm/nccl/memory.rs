@@ -1,8 +1,9 @@
 //! Where NCCL reads and writes: the seam between buckets, which lie in the host's memory, and the memory of a device.
 
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 
 use super::abi::RawStream;
+use super::library::Double;
 use crate::torch::{DeviceBuffer, Stream, TorchError};
 
 /// Addresses for NCCL, one a message.
@@ -26,12 +27,25 @@ pub trait Memory: Send {
     fn fetch(&mut self, receives: &mut [&mut [u8]]) -> Result<(), TorchError>;
 }
 
-/// The buckets themselves, for a double of NCCL: whatever it does is done when its communicator says so.
-pub struct HostMemory;
+/// The buckets themselves, for a double of NCCL, on a stream of its own: as with a GPU, results are there when the stream is
+/// done, and not before.
+pub struct HostMemory {
+    stream: RawStream,
+    query: unsafe extern "C" fn(RawStream) -> c_int,
+}
+
+// SAFETY: a number, which the double takes from any thread.
+unsafe impl Send for HostMemory {}
+
+impl HostMemory {
+    pub fn of(double: &Double) -> Self {
+        Self { stream: (double.stream_create)(), query: double.stream_query }
+    }
+}
 
 impl Memory for HostMemory {
     fn stream(&self) -> RawStream {
-        std::ptr::null_mut()
+        self.stream
     }
 
     fn place(&mut self, sends: &[&[u8]], receives: &mut [&mut [u8]]) -> Result<Placed, TorchError> {
@@ -42,7 +56,8 @@ impl Memory for HostMemory {
     }
 
     fn is_done(&self) -> Result<bool, TorchError> {
-        Ok(true)
+        // SAFETY: a stream of the double; whoever waits for an operation keeps its memory.
+        Ok(unsafe { (self.query)(self.stream) } == 1)
     }
 
     fn fetch(&mut self, _: &mut [&mut [u8]]) -> Result<(), TorchError> {

@@ -86,9 +86,10 @@ impl NcclComm {
             None => Some(crate::torch::cuda_devices()),
         };
         let device = give_out(mpi, visible)?;
-        let memory: Result<Box<dyn Memory>, String> = match memories {
-            Memories::Host => Ok(Box::new(HostMemory)),
-            Memories::Device => DeviceMemory::new(device)
+        // `usable` has seen to it that a double moves the host's memory, and NCCL a device's.
+        let memory: Result<Box<dyn Memory>, String> = match &library.double {
+            Some(double) => Ok(Box::new(HostMemory::of(double))),
+            None => DeviceMemory::new(device)
                 .map(|memory| -> Box<dyn Memory> { Box::new(memory) })
                 .map_err(|error| error.to_string()),
         };

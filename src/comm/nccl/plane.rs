@@ -10,6 +10,7 @@ use super::memory::{Memory, Placed};
 use crate::comm::patience::{Pace, Patience};
 use crate::comm::{CommError, Incoming, Outgoing};
 use crate::grad::flat::{bytes, bytes_mut};
+use crate::mutate::{Mutation, active_from, active_in, strikes};
 
 /// This rank's way to the others. One thread at a time has operations in progress; any may abort them.
 pub struct DataPlane {
@@ -81,11 +82,21 @@ impl DataPlane {
         let mut patience = Patience::new(pace);
         // First NCCL has put the operation on the stream, then the stream has done it; meanwhile either may fail.
         while !(communicator.is_idle().map_err(&broken)?
-            && memory.is_done().map_err(|error| broken(error.to_string()))?)
+            && (active_from(Mutation::StreamNotAwaited, 3)
+                || memory.is_done().map_err(|error| broken(error.to_string()))?))
         {
             patience.pause();
         }
-        memory.fetch(receives).map_err(|error| broken(error.to_string()))
+        memory.fetch(receives).map_err(|error| broken(error.to_string()))?;
+        self.plant(receives);
+        Ok(())
+    }
+
+    /// A wrong answer on one rank, if that bug is on: a bit of the fraction of what is fp32.
+    fn plant(&self, receives: &mut [&mut [u8]]) {
+        if strikes(Mutation::WrongAnswer, self.rank, self.size) && active_in(Mutation::WrongAnswer, 3) {
+            receives.iter_mut().filter_map(|receive| receive.get_mut(2)).for_each(|byte| *byte ^= 1);
+        }
     }
 
     /// Sends and receives at once, as [`crate::comm::Comm::exchange`].

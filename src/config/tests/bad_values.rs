@@ -13,7 +13,7 @@ fn unknown_keys_are_all_named_with_the_nearest_known_one() {
     );
     assert_eq!(
         error_of("record: { zzzz: 1 }\n"),
-        "c.yaml:2: record.zzzz: unknown key; there are digests_every, local_gradients, sketches"
+        "c.yaml:2: record.zzzz: unknown key; there are digests_every, local_gradients, sketches, telemetry_every_s"
     );
 }
 
@@ -200,6 +200,20 @@ fn precisions_that_do_not_fit_the_rest() {
     assert_eq!(accepted(&["precision=fp16", "scaler.init_scale=1024", "reduce_dtype=fp16"]), Ok(()));
     assert_eq!(accepted(&["precision=fp16", "scaler.enabled=never", "parallel.compression=bf16"]), Ok(()));
     assert_eq!(accepted(&["precision=bf16", "reduce_dtype=bf16"]), Ok(()));
+}
+
+#[test]
+fn looks_at_a_gpu_that_would_follow_one_another_without_a_pause() {
+    let refused = |set: &str| Folder::new(&[]).error(&[], &[set]);
+    assert_eq!(
+        refused("record.telemetry_every_s=0.001"),
+        "--set record.telemetry_every_s=0.001: record.telemetry_every_s: 0.001 s is shorter than a look at a GPU may take; \
+         give at least 0.01, or 0 for none"
+    );
+    assert!(refused("record.telemetry_every_s=-1").contains("a number from 0 to 86400"));
+    for set in ["record.telemetry_every_s=0", "record.telemetry_every_s=0.01"] {
+        assert_eq!(Folder::new(&[]).load(&[], &[set]).unwrap().validate(), Ok(()));
+    }
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use super::or_ok;
 use crate::doctor::catalogue::{PATH_APART, PATH_CACHE, PATH_FULL, PATH_LOW, PATH_RUNS, PATH_TEMPORARY};
 use crate::doctor::facts::{Facts, Folder, Purpose, Trial};
-use crate::doctor::finding::{Finding, Kind, bytes_text, distinct, each};
+use crate::doctor::finding::{Finding, Kind, distinct, each};
+use crate::quantity::bytes_text;
 
 const LOW_BYTES: u64 = 1 << 30;
 const LOW_FILES: u64 = 1000;

@@ -6,7 +6,8 @@ use crate::doctor::catalogue::{
     SHM_SMALL,
 };
 use crate::doctor::facts::Facts;
-use crate::doctor::finding::{Finding, bytes_text, count, distinct, each, hosts};
+use crate::doctor::finding::{Finding, count, distinct, each, hosts};
+use crate::quantity::bytes_text;
 
 /// Open MPI's segment of one rank (`btl_vader_segment_size`).
 const MPI_SEGMENT_BYTES: u64 = 4 << 20;

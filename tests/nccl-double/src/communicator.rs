@@ -11,6 +11,7 @@ use crate::last_error;
 use crate::log;
 use crate::mesh::{Mesh, Transfer};
 use crate::operation::{Messages, Operation, copy_to_self};
+use crate::stream::{self, Delivery};
 
 const MAGIC: u64 = 0x0d0b_1e0f_2ecc_1234;
 /// Of the messages that end a communicator.
@@ -87,7 +88,9 @@ impl Communicator {
 
     /// Gives the thread a group of operations, to be done together.
     pub fn submit(&self, operations: Vec<Operation>) -> Result<(), Error> {
-        self.hand_over(Job::Group(operations))
+        let streams: Vec<usize> = operations.iter().map(|operation| operation.stream).collect();
+        streams.iter().for_each(|&stream| stream::begin(stream));
+        self.hand_over(Job::Group(operations)).inspect_err(|_| end_all(&streams))
     }
 
     fn hand_over(&self, job: Job) -> Result<(), Error> {
@@ -174,7 +177,10 @@ impl Worker {
                     Struck::Nothing => {
                         self.execute(&mesh, &operations, self.fault == Some(Fault::Wrong(number)))
                     }
-                    Struck::Error(error) => Err(error),
+                    Struck::Error(error) => {
+                        end_all(&operations.iter().map(|operation| operation.stream).collect::<Vec<_>>());
+                        Err(error)
+                    }
                     // The caller sees its operation in progress for ever, or until it aborts.
                     Struck::Gone => continue,
                 },
@@ -203,7 +209,28 @@ impl Worker {
         }
     }
 
+    /// Does a group, and lets its streams know.
     fn execute(&self, mesh: &Mesh, operations: &[Operation], wrongly: bool) -> Result<(), Error> {
+        // SAFETY: whoever called keeps the memory until the stream is done.
+        let mut apart: Vec<Vec<u8>> = operations
+            .iter()
+            .map(|operation| unsafe { operation.place_apart(self.rank, self.ranks) })
+            .collect();
+        let moved = |(operation, place): (&Operation, &mut Vec<u8>)| match operation.stream {
+            stream::DEFAULT => *operation,
+            _ => Operation { receive: place.as_mut_ptr() as usize, ..*operation },
+        };
+        let moved: Vec<Operation> = operations.iter().zip(&mut apart).map(moved).collect();
+        let result = self.exchange(mesh, &moved, wrongly);
+        for (operation, bytes) in operations.iter().zip(apart) {
+            let delivery = Delivery { address: operation.receive, bytes };
+            stream::end(operation.stream, result.is_ok().then_some(delivery));
+        }
+        result
+    }
+
+    /// Messages and arithmetic of a group.
+    fn exchange(&self, mesh: &Mesh, operations: &[Operation], wrongly: bool) -> Result<(), Error> {
         let messages: Vec<Messages> =
             operations.iter().map(|operation| operation.messages(self.rank, self.ranks)).collect();
         let sends: Vec<Transfer> = messages.iter().flat_map(|messages| messages.sends.clone()).collect();
@@ -231,6 +258,11 @@ impl Worker {
         let messages: Vec<Transfer> = others.map(message).collect();
         mesh.exchange(&messages, &messages, &self.shared.stop)
     }
+}
+
+/// Nothing is delivered.
+fn end_all(streams: &[usize]) {
+    streams.iter().for_each(|&stream| stream::end(stream, None));
 }
 
 enum Struck {

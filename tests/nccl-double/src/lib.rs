@@ -1,5 +1,5 @@
 //! A test double of NVIDIA's libnccl (2.29): a shared library with the same symbols, in which ranks are processes of one
-//! machine, memory is the host's, and every stream is done when the communicator says so. It follows what NCCL's
+//! machine, memory is the host's, and streams are its own ([`ncclDoubleStreamCreate`]): see `stream.rs`. It follows what NCCL's
 //! documentation says of groups, operations in place, checks of arguments, non-blocking communicators, asynchronous errors
 //! and abort; calls that do not match wait for ever or fail, as in NCCL. It proves the code around NCCL, and nothing of
 //! NCCL's own: whoever shows results made with it must say so, which [`ncclDouble`] is for.
@@ -18,6 +18,7 @@ mod last_error;
 mod log;
 mod mesh;
 mod operation;
+mod stream;
 
 use std::ffi::{c_char, c_int, c_void};
 
@@ -50,6 +51,19 @@ pub extern "C" fn ncclDouble() -> *const c_char {
 #[unsafe(no_mangle)]
 pub extern "C" fn ncclDoubleDevices() -> c_int {
     std::env::var("NCCL_DOUBLE_DEVICES").ok().and_then(|text| text.parse().ok()).unwrap_or(-1)
+}
+
+/// A `cudaStream_t` for operations of the double; null is none, and its operations are done when the communicator says so.
+#[unsafe(no_mangle)]
+pub extern "C" fn ncclDoubleStreamCreate() -> *mut c_void {
+    stream::create() as *mut c_void
+}
+
+/// `cudaStreamQuery`: 1 if everything on the stream is done, else 0.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ncclDoubleStreamQuery(stream: *mut c_void) -> c_int {
+    // SAFETY: as of any operation, whoever waits for it keeps its memory.
+    c_int::from(unsafe { stream::query(stream as usize) })
 }
 
 #[unsafe(no_mangle)]
@@ -219,14 +233,15 @@ unsafe fn operate(
     buffers: (*const c_void, *mut c_void),
     count: usize,
     data_type: c_int,
+    stream: *mut c_void,
 ) -> Code {
     let begin = || {
         // SAFETY: as the caller promises.
         let communicator = unsafe { valid(comm)? };
         let call = call(communicator)?;
         let data_type = DataType::of(data_type)?;
-        let operation =
-            Operation { call, data_type, count, send: buffers.0 as usize, receive: buffers.1 as usize };
+        let (send, receive, stream) = (buffers.0 as usize, buffers.1 as usize, stream as usize);
+        let operation = Operation { call, data_type, count, send, receive, stream };
         // SAFETY: as the caller promises.
         unsafe { group::add(comm, operation) }
     };
@@ -249,11 +264,11 @@ pub unsafe extern "C" fn ncclAllReduce(
     data_type: c_int,
     reduction: c_int,
     comm: Comm,
-    _stream: *mut c_void,
+    stream: *mut c_void,
 ) -> Code {
     let call = |_: &Communicator| Ok(Call::AllReduce(Reduction::of(reduction)?));
     // SAFETY: as in nccl.h.
-    unsafe { operate(comm, call, (send, receive), count, data_type) }
+    unsafe { operate(comm, call, (send, receive), count, data_type, stream) }
 }
 
 #[unsafe(no_mangle)]
@@ -265,13 +280,13 @@ pub unsafe extern "C" fn ncclReduce(
     reduction: c_int,
     root: c_int,
     comm: Comm,
-    _stream: *mut c_void,
+    stream: *mut c_void,
 ) -> Code {
     let call = |communicator: &Communicator| {
         Ok(Call::Reduce(Reduction::of(reduction)?, rank_of("root", root, communicator)?))
     };
     // SAFETY: as in nccl.h.
-    unsafe { operate(comm, call, (send, receive), count, data_type) }
+    unsafe { operate(comm, call, (send, receive), count, data_type, stream) }
 }
 
 #[unsafe(no_mangle)]
@@ -282,11 +297,11 @@ pub unsafe extern "C" fn ncclReduceScatter(
     data_type: c_int,
     reduction: c_int,
     comm: Comm,
-    _stream: *mut c_void,
+    stream: *mut c_void,
 ) -> Code {
     let call = |_: &Communicator| Ok(Call::ReduceScatter(Reduction::of(reduction)?));
     // SAFETY: as in nccl.h.
-    unsafe { operate(comm, call, (send, receive), count, data_type) }
+    unsafe { operate(comm, call, (send, receive), count, data_type, stream) }
 }
 
 #[unsafe(no_mangle)]
@@ -296,10 +311,10 @@ pub unsafe extern "C" fn ncclAllGather(
     count: usize,
     data_type: c_int,
     comm: Comm,
-    _stream: *mut c_void,
+    stream: *mut c_void,
 ) -> Code {
     // SAFETY: as in nccl.h.
-    unsafe { operate(comm, |_| Ok(Call::AllGather), (send, receive), count, data_type) }
+    unsafe { operate(comm, |_| Ok(Call::AllGather), (send, receive), count, data_type, stream) }
 }
 
 #[unsafe(no_mangle)]
@@ -310,11 +325,11 @@ pub unsafe extern "C" fn ncclBroadcast(
     data_type: c_int,
     root: c_int,
     comm: Comm,
-    _stream: *mut c_void,
+    stream: *mut c_void,
 ) -> Code {
     let call = |communicator: &Communicator| Ok(Call::Broadcast(rank_of("root", root, communicator)?));
     // SAFETY: as in nccl.h.
-    unsafe { operate(comm, call, (send, receive), count, data_type) }
+    unsafe { operate(comm, call, (send, receive), count, data_type, stream) }
 }
 
 #[unsafe(no_mangle)]
@@ -324,11 +339,11 @@ pub unsafe extern "C" fn ncclSend(
     data_type: c_int,
     peer: c_int,
     comm: Comm,
-    _stream: *mut c_void,
+    stream: *mut c_void,
 ) -> Code {
     let call = |communicator: &Communicator| Ok(Call::Send { to: rank_of("peer", peer, communicator)? });
     // SAFETY: as in nccl.h.
-    unsafe { operate(comm, call, (send, std::ptr::null_mut()), count, data_type) }
+    unsafe { operate(comm, call, (send, std::ptr::null_mut()), count, data_type, stream) }
 }
 
 #[unsafe(no_mangle)]
@@ -338,11 +353,11 @@ pub unsafe extern "C" fn ncclRecv(
     data_type: c_int,
     peer: c_int,
     comm: Comm,
-    _stream: *mut c_void,
+    stream: *mut c_void,
 ) -> Code {
     let call = |communicator: &Communicator| Ok(Call::Receive { from: rank_of("peer", peer, communicator)? });
     // SAFETY: as in nccl.h.
-    unsafe { operate(comm, call, (std::ptr::null(), receive), count, data_type) }
+    unsafe { operate(comm, call, (std::ptr::null(), receive), count, data_type, stream) }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::abi::{DataType, Error, INVALID_USAGE, Reduction};
 use crate::arithmetic::{combine, divide};
 use crate::mesh::Transfer;
+use crate::stream;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
@@ -26,6 +27,7 @@ pub struct Operation {
     pub count: usize,
     pub send: usize,
     pub receive: usize,
+    pub stream: usize,
 }
 
 /// An operation's messages, and where the others' operands of a reduction lie.
@@ -40,6 +42,28 @@ pub struct Messages {
 impl Operation {
     fn bytes(&self) -> usize {
         self.count * self.data_type.bytes()
+    }
+
+    /// How much is written at `receive`.
+    fn received_bytes(&self, rank: usize, ranks: usize) -> usize {
+        match self.call {
+            Call::Send { .. } => 0,
+            Call::Reduce(_, root) if root != rank => 0,
+            Call::AllGather => ranks * self.bytes(),
+            _ => self.bytes(),
+        }
+    }
+
+    /// What is received, elsewhere than where it belongs; nothing where the stream is none and it goes there at once.
+    ///
+    /// # Safety
+    /// The operation's memory is there.
+    pub unsafe fn place_apart(&self, rank: usize, ranks: usize) -> Vec<u8> {
+        match self.stream {
+            stream::DEFAULT => Vec::new(),
+            // SAFETY: as the caller promises.
+            _ => unsafe { bytes_at(self.receive, self.received_bytes(rank, ranks)) }.to_vec(),
+        }
     }
 
     /// Equal on both sides of a message.

@@ -212,3 +212,48 @@ fn a_rank_that_leaves_is_noticed() {
     });
     assert_eq!(codes, [REMOTE_ERROR; 2]);
 }
+
+/// Every kind of operation, on a stream: the communicator is done with it, and the memory is as before until the stream is
+/// asked; then the results are those of the default stream.
+#[test]
+fn on_a_stream_results_are_there_when_it_was_waited_for() {
+    world(3, false, |rank, handle| {
+        let (comm, stream) = (handle.0, ncclDoubleStreamCreate());
+        let wait = || {
+            assert_eq!(settled(handle), SUCCESS);
+            // SAFETY: the memory below lives.
+            unsafe { ncclDoubleStreamQuery(stream) == 1 }
+        };
+        let mut sum = [rank as f32 + 1.0; 2];
+        let mut gathered = [9f32; 3];
+        let mut root = [rank as f32];
+        let next = (rank + 1) % 3;
+        let (letter, mut received) = ([rank as f32], [9f32]);
+        // SAFETY: each is waited for.
+        unsafe {
+            let place = sum.as_mut_ptr().cast();
+            ncclAllReduce(place, place, 2, FLOAT, SUM, comm, stream);
+            assert_eq!(settled(handle), SUCCESS);
+            assert_eq!(sum, [rank as f32 + 1.0; 2], "before it was waited for");
+            assert!(wait());
+            assert_eq!(sum, [6.0; 2]);
+            let (from, to) = (sum.as_ptr().cast(), gathered.as_mut_ptr().cast());
+            ncclAllGather(from, to, 1, FLOAT, comm, stream);
+            assert!(wait());
+            assert_eq!(gathered, [6.0; 3]);
+            let place = root.as_mut_ptr().cast();
+            ncclBroadcast(place, place, 1, FLOAT, 2, comm, stream);
+            assert!(wait());
+            assert_eq!(root, [2.0]);
+            ncclGroupStart();
+            ncclSend(letter.as_ptr().cast(), 1, FLOAT, next as c_int, comm, stream);
+            ncclRecv(received.as_mut_ptr().cast(), 1, FLOAT, ((rank + 2) % 3) as c_int, comm, stream);
+            ncclGroupEnd();
+            assert_eq!(settled(handle), SUCCESS);
+            assert_eq!(received, [9.0], "before it was waited for");
+            assert!(wait());
+            assert_eq!(received, [((rank + 2) % 3) as f32]);
+        }
+        destroy(handle);
+    });
+}

@@ -26,6 +26,17 @@ fn the_shipped_plan_is_valid() {
     assert!(plan.comparisons.iter().all(|comparison| comparison.pairs >= 5));
 }
 
+/// `ci/gpu-acceptance` selects by the number in a name.
+#[test]
+fn the_plan_for_gpus_is_valid_and_says_how_many_it_needs() {
+    let plan = Plan::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("plans/gpu-bench.yaml")).unwrap();
+    for comparison in &plan.comparisons {
+        let Comparison { name, ranks, set, turn, .. } = comparison;
+        assert!(name.starts_with(&format!("gpus-{ranks}-")), "{name}");
+        assert!(turn.is_none() && set.iter().any(|set| set == "run.device=cuda"), "{name}");
+    }
+}
+
 #[test]
 fn each_mistake_is_named() {
     let peer = "theirs: { peer: torch }";

@@ -19,7 +19,7 @@ fn load_cases(cases: &str) -> Result<Plan, String> {
 
 #[test]
 fn the_shipped_plans_are_valid() {
-    for name in ["demo", "long"] {
+    for name in ["demo", "long", "gpu", "nccl-double"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("plans/{name}.yaml"));
         let plan = Plan::load(&path).unwrap();
         assert!(plan.groups.iter().all(|group| !group.cases.is_empty()), "{name}");

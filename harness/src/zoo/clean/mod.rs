@@ -3,6 +3,7 @@
 
 mod draw;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write;
 use std::path::Path;
@@ -104,7 +105,8 @@ fn drawn(seed: u64, run: usize, configs: &Path) -> Training {
     let trained = training(seed, run);
     let config = configs.join(trained.kind.config());
     let every = ["checkpoint.every=0", "evaluate.every=2", "record.local_gradients=true"].map(String::from);
-    Training { config, set: trained.set.into_iter().chain(every).collect(), golden: Vec::new() }
+    let set = trained.set.into_iter().chain(every).collect();
+    Training { config, set, golden: Vec::new(), environment: BTreeMap::new() }
 }
 
 fn text_of(stage: &Stage) -> String {
