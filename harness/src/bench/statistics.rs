@@ -17,7 +17,7 @@ pub struct Spread {
 
 impl Spread {
     /// Of the pairs in which ours started first, and of those in which theirs did. Which of the two it was can matter by
-    /// several percent: who starts first is frozen until the other has started, and its caches and pages are gone. So each
+    /// several percent: who starts first is frozen until the other has started, and may lose pages and caches. So each
     /// order counts as much as the other, however many pairs it has.
     pub fn of(ours_first: &[f64], theirs_first: &[f64]) -> Option<Self> {
         let values = [ours_first, theirs_first].concat();
