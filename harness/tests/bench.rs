@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use common::{Run, harness, write_lines};
-use lockstep_record::RankInfo;
+use lockstep_record::{Category, RankInfo, RunDir, Span, SpanArgs, TraceEvent};
 
 /// Copies the record called `rR-STRATEGY`, keeps a diary of who ran, and does as `--set behave=` says.
 const TRAINER: &str = r#"#!/bin/sh
@@ -61,10 +61,20 @@ fn run(ranks: u32, strategy: &str, step_seconds: f64, state: u64) -> Run {
     for line in &mut run.metrics {
         // The first step is slow: it belongs to the warm-up.
         line.seconds.total = if line.step == 1 { 100.0 } else { step_seconds };
-        (line.seconds.communication, line.seconds.communication_total) = (0.125, 0.5);
         line.resident_bytes_max = 1 << 20;
     }
     run
+}
+
+/// A trace of a rank that waits for a quarter of its communication in the second step.
+fn trace(rank: u32) -> String {
+    let span = |category, thread, start_us, duration_us| {
+        let args = SpanArgs { step: 2, bucket: Some(0), ..SpanArgs::default() };
+        let span = Span { name: "reduce bucket 0".into(), category, start_us, duration_us, rank, thread, args };
+        serde_json::to_string(&TraceEvent::Span(span)).unwrap()
+    };
+    let (reduced, waited) = (span(Category::Communication, 1, 1000.0, 4000.0), span(Category::Wait, 0, 4000.0, 1000.0));
+    format!("[\n{reduced},\n{waited},\n{{}}]\n")
 }
 
 impl Stand {
@@ -88,7 +98,11 @@ impl Stand {
 
     fn record(&self, name: &str, run: &Run) {
         let _ = std::fs::remove_dir_all(self.path("records").join(name));
-        run.write(&self.path("records").join(name));
+        let written: RunDir = run.write(&self.path("records").join(name));
+        std::fs::create_dir_all(written.traces()).unwrap();
+        for rank in 0..run.manifest.segments[0].world_size {
+            std::fs::write(written.rank_trace(rank as usize), trace(rank)).unwrap();
+        }
     }
 
     /// Runs a plan of these comparisons into `out`; exit code, and what it printed.

@@ -132,6 +132,25 @@ fn figures_are_those_of_the_generator() {
 }
 
 #[test]
+fn waiting_for_a_late_rank_is_told_apart_from_communication() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = Trace { ranks: 2, steps: 3 }.write(folder.path());
+    // All that rank 1 does, 6 ms later.
+    let late = (1..=3).flat_map(|number| step(1, number)).fold("[\n".to_owned(), |mut text, span| {
+        event(&mut text, &TraceEvent::Span(Span { start_us: span.start_us + 6_000.0, ..span }));
+        text
+    });
+    std::fs::write(run.rank_trace(1), late + "{}]\n").unwrap();
+    let report = figures(&run, &[]);
+    let of = |rank: usize, name: &str| report["ranks"][rank]["mean"][name].as_f64().unwrap().round();
+    // Of each bucket's 14 ms on rank 0 the first 6 are not the link's fault.
+    assert_eq!([of(0, "communication_us"), of(0, "exposed_us"), of(0, "late_us")], [32_000.0, 16_000.0, 10_000.0]);
+    assert_eq!([of(1, "communication_us"), of(1, "exposed_us"), of(1, "late_us")], [56_000.0, 26_000.0, 0.0]);
+    let (_, out, _) = harness(&run, &[]);
+    assert!(out.contains("Waiting for ranks that came late took 5.00 ms a step more"), "{out}");
+}
+
+#[test]
 fn the_joined_trace_has_every_event_and_can_be_read_again() {
     let folder = tempfile::tempdir().unwrap();
     let run = Trace { ranks: 2, steps: 3 }.write(folder.path());

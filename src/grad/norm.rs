@@ -16,6 +16,23 @@ const LANES: usize = 8;
 /// Sum of squares of one block in double precision, along a fixed order: eight interleaved sums, then those in
 /// order.
 pub fn block_square_sum(block: &[f32]) -> f64 {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has what the function is compiled for.
+        return unsafe { square_sum_with_avx2(block) };
+    }
+    square_sum(block)
+}
+
+/// The same additions and multiplications, and so the same bits, in vectors twice as wide.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn square_sum_with_avx2(block: &[f32]) -> f64 {
+    square_sum(block)
+}
+
+#[inline(always)]
+fn square_sum(block: &[f32]) -> f64 {
     let mut lanes = [0f64; LANES];
     let (chunks, rest) = block.as_chunks::<LANES>();
     for chunk in chunks {
@@ -116,6 +133,11 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn wider_vectors_change_no_bit(values in prop::collection::vec(-1e20f32..1e20, 0..100)) {
+            prop_assert_eq!(block_square_sum(&values).to_bits(), square_sum(&values).to_bits());
+        }
+
         #[test]
         fn shards_yield_the_same_sums(values in prop::collection::vec(-1e3f32..1e3, 1..6), parts in 1usize..7) {
             let bucket: Vec<f32> = (0..8 * BLOCK_ELEMENTS).map(|i| values[i % values.len()] / (i + 1) as f32).collect();

@@ -1,7 +1,7 @@
 //! Digests of tensors that come out the same however the tensor was sharded.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
-use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+use twox_hash::XxHash3_128;
 
 /// Elements in one block. Shards, norms and digests are all made of whole blocks of this many elements,
 /// counted from the start of each tensor.
@@ -57,7 +57,7 @@ pub fn block_digests(bytes: &[u8], block_bytes: usize) -> Vec<Digest> {
 
 /// XXH3-128 (seed 0) of one block.
 pub fn block_digest(block: &[u8]) -> Digest {
-    Digest(xxh3_128(block))
+    Digest(XxHash3_128::oneshot(block))
 }
 
 /// The digest of a tensor from the digests of its blocks in order: XXH3-128 (seed 0) of their concatenation,
@@ -71,18 +71,18 @@ pub fn tensor_digest(blocks: impl IntoIterator<Item = Digest>) -> Digest {
 
 /// [`tensor_digest`] of blocks that come little by little.
 #[derive(Clone, Default)]
-pub struct TensorDigester(Xxh3);
+pub struct TensorDigester(XxHash3_128);
 
 impl TensorDigester {
     /// Adds the digests of the next blocks.
     pub fn add(&mut self, blocks: impl IntoIterator<Item = Digest>) {
         for block in blocks {
-            self.0.update(&block.0.to_le_bytes());
+            self.0.write(&block.0.to_le_bytes());
         }
     }
 
     pub fn finish(self) -> Digest {
-        Digest(self.0.digest128())
+        Digest(self.0.finish_128())
     }
 }
 
@@ -120,7 +120,7 @@ mod tests {
     /// `xxhash.xxh3_128(xxhash.xxh3_128(b"lockstep").intdigest().to_bytes(16, "little")).hexdigest()`.
     #[test]
     fn the_definition_is_pinned() {
-        let expected = Digest(xxh3_128(&xxh3_128(b"lockstep").to_le_bytes()));
+        let expected = Digest(XxHash3_128::oneshot(&XxHash3_128::oneshot(b"lockstep").to_le_bytes()));
         assert_eq!(tensor_digest(block_digests(b"lockstep", BLOCK_BYTES)), expected);
     }
 

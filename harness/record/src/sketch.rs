@@ -8,7 +8,7 @@
 use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::{xxh3_128, xxh3_128_with_seed};
+use twox_hash::XxHash3_128;
 
 use crate::{BLOCK_ELEMENTS, Real};
 
@@ -28,7 +28,7 @@ pub struct Sketch(pub [Real; SKETCH_BINS]);
 /// XXH3-128 (seed 0) of `i / 32` as eight little-endian bytes.
 static CODES: LazyLock<[u8; BLOCK_ELEMENTS]> = LazyLock::new(|| {
     std::array::from_fn(|element| {
-        let hash = xxh3_128(&((element / NIBBLES) as u64).to_le_bytes());
+        let hash = XxHash3_128::oneshot(&((element / NIBBLES) as u64).to_le_bytes());
         (hash >> (4 * (element % NIBBLES))) as u8 & 15
     })
 });
@@ -50,7 +50,7 @@ impl Sketch {
     pub fn of_blocks(blocks: impl IntoIterator<Item = BlockSketch>) -> Self {
         let mut bins = [0.0; SKETCH_BINS];
         for (number, block) in (0u64..).zip(blocks) {
-            let code = xxh3_128_with_seed(&number.to_le_bytes(), 1) as usize & 15;
+            let code = XxHash3_128::oneshot_with_seed(1, &number.to_le_bytes()) as usize & 15;
             for (bin, sum) in block.into_iter().enumerate() {
                 bins[(bin + code) % SKETCH_BINS] += if code & 8 == 0 { sum } else { -sum };
             }
@@ -76,7 +76,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn values(seed: u64, count: usize) -> Vec<f32> {
-        let value = |i: u64| (xxh3_128_with_seed(&i.to_le_bytes(), seed) as i32) as f32 / 2f32.powi(31);
+        let value = |i: u64| (XxHash3_128::oneshot_with_seed(seed, &i.to_le_bytes()) as i32) as f32 / 2f32.powi(31);
         (0..count as u64).map(value).collect()
     }
 

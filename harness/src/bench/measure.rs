@@ -1,6 +1,6 @@
 //! What one run gives: numbers from its record and from its launch, and whether two runs did the same work.
 
-use lockstep_record::{Manifest, RecordError, RunDir, Seconds, StepLine, read_lines};
+use lockstep_record::{Manifest, RecordError, RunDir, StepLine, read_lines};
 use serde::{Deserialize, Serialize};
 
 use crate::compare::{Verdict, compare_manifests};
@@ -21,7 +21,8 @@ pub enum Metric {
     StartupSeconds,
     /// The largest resident set of any rank.
     ResidentBytes,
-    /// Communication that the training waits for ÷ all communication, over the measured steps.
+    /// Communication that the training waits for ÷ all communication, over the measured steps and all ranks, from their
+    /// traces: what a rank waits for another that is late is neither.
     ExposedShare,
     /// Optimizer state and master parameters of the rank that holds most.
     StateBytes,
@@ -67,7 +68,7 @@ pub struct Measured {
     pub tokens_per_second: f64,
     pub startup_seconds: f64,
     pub resident_bytes: f64,
-    /// See [`Metric::ExposedShare`]; None if the record does not tell all communication.
+    /// See [`Metric::ExposedShare`]; None without traces, or without communication.
     pub exposed_share: Option<f64>,
     /// 0 if the record does not say.
     pub state_bytes: f64,
@@ -123,8 +124,6 @@ impl Record {
         let taking_turns = launch.step_seconds.is_some();
         let own = || measured.iter().map(|line| line.seconds.total).collect();
         let step_seconds: Vec<f64> = launch.step_seconds.unwrap_or_else(own);
-        let sum = |of: fn(&Seconds) -> f64| measured.iter().map(|line| of(&line.seconds)).sum::<f64>();
-        let communication = sum(|seconds| seconds.communication_total);
         // In turns both sides met the machine's slow moments alike, so that all of their time tells most.
         let typical = match taking_turns {
             true => Some(step_seconds.iter().sum::<f64>() / step_seconds.len() as f64),
@@ -142,8 +141,7 @@ impl Record {
             tokens_per_second: last.tokens as f64 / typical,
             startup_seconds: launch.startup_seconds,
             resident_bytes: last.resident_bytes_max as f64,
-            exposed_share: (communication > 0.0)
-                .then(|| sum(|seconds| seconds.communication) / communication),
+            exposed_share: launch.exposed_share,
             state_bytes: state.unwrap_or_default() as f64,
             step_seconds,
             seconds: launch.seconds,
@@ -160,6 +158,8 @@ pub struct LaunchTimes {
     pub others_share: f64,
     /// Of the steps after the warm-up, if the run took turns with another: its own clock went on while it was frozen.
     pub step_seconds: Option<Vec<f64>>,
+    /// See [`Metric::ExposedShare`].
+    pub exposed_share: Option<f64>,
 }
 
 /// Why two runs must not be compared, if they did not do the same work: model, data, precision and everything

@@ -165,6 +165,11 @@ impl Comparison {
     pub fn steps_in_all(&self) -> u64 {
         self.warmup_steps + self.steps
     }
+
+    /// Whether our own runs leave traces, which some figures need.
+    pub fn is_traced(&self) -> bool {
+        self.aims.iter().any(|aim| aim.metric == Metric::ExposedShare)
+    }
 }
 
 impl Variant {

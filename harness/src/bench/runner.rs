@@ -13,6 +13,7 @@ use super::order::ours_goes_first;
 use super::plan::{Comparison, LOOPBACK, Peer, Plan, Side, Variant};
 use super::results::{Finding, Pair};
 use super::turns::{Entrant, Freezer, Rules, step_seconds, take_turns};
+use crate::trace::{Steps, traced_figures};
 use crate::launch::{Expected, Launch, Launcher, Places, check_world, complaint, probe, unix_s};
 
 /// How often `metrics.jsonl` is looked at for its first line.
@@ -66,7 +67,11 @@ impl Attempt {
             Expected { ranks: comparison.ranks, strategy: self.strategy.as_deref(), from_step: Some(0) };
         let manifest = check_world(&self.run, &[expected])?;
         let record = Record::read(&self.run, manifest).map_err(|error| error.to_string())?;
-        let measured = record.measure(comparison.warmup_steps, times)?;
+        let exposed_share = match self.strategy.is_some() && comparison.is_traced() {
+            true => exposed_share(&self.run, comparison.warmup_steps)?,
+            false => None,
+        };
+        let measured = record.measure(comparison.warmup_steps, LaunchTimes { exposed_share, ..times })?;
         // Hundreds of megabytes a run that nobody reads.
         let _ = std::fs::remove_dir_all(self.run.checkpoints());
         Ok((record, measured))
@@ -195,6 +200,7 @@ impl Runner<'_> {
                 seconds: ran.record.seconds,
                 others_share: others_share(&before, &after),
                 step_seconds: Some(step_seconds(&ran.marks, warmup_lines)),
+                exposed_share: None,
             });
         }
         Ok(times)
@@ -225,6 +231,7 @@ impl Runner<'_> {
         let comparison = bout.comparison;
         let mut program = train_command(self.trainer, comparison, &variant.strategy, &variant.set, run_dir);
         program.extend(variant.flags.iter().cloned());
+        program.extend(comparison.is_traced().then(|| "--trace".to_owned()));
         match bout.link_launcher {
             Some(launcher) => {
                 Ok([self.places(None, run_dir, comparison.ranks).fill(launcher), program].concat())
@@ -267,6 +274,7 @@ impl Runner<'_> {
             seconds: record.seconds,
             others_share: others_share(&before, &after),
             step_seconds: None,
+            exposed_share: None,
         })
     }
 
@@ -310,6 +318,13 @@ impl Runner<'_> {
     fn places<'b>(&'b self, golden: Option<&'b Path>, run_dir: &'b Path, ranks: u32) -> Places<'b> {
         Places { plan_dir: &self.plan.folder, trainer: self.trainer, golden, run_dir, ranks }
     }
+}
+
+/// Of a run that left traces, after its warm-up.
+fn exposed_share(run: &RunDir, warmup_steps: u64) -> Result<Option<f64>, String> {
+    let steps = Steps { first: warmup_steps + 1, last: u64::MAX };
+    let figures = traced_figures(run, steps).map_err(|error| error.to_string())?;
+    Ok(figures.hidden.map(|hidden| 1.0 - hidden))
 }
 
 fn train_command(

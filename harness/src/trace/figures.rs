@@ -45,6 +45,8 @@ pub struct Figures {
     pub communication_us: f64,
     /// The part of it during which the training thread waited for communication.
     pub exposed_us: f64,
+    /// What it waited for ranks that had not come to a collective yet.
+    pub late_us: f64,
     /// 1 − exposed ÷ communication; absent without communication.
     pub hidden: Option<f64>,
     pub buckets: Vec<BucketFigures>,
@@ -75,6 +77,7 @@ pub struct Sums {
     phases_us: [f64; PHASES.len()],
     communication_us: f64,
     exposed_us: f64,
+    late_us: f64,
     buckets_us: BTreeMap<u32, (f64, f64)>,
 }
 
@@ -87,26 +90,28 @@ impl Sums {
         self.steps_us.push(times.step_us);
         self.steps += 1;
         self.total_us += times.step_us;
-        self.add_parts(&times.phases_us, times.communication_us, times.exposed_us, &times.buckets_us);
+        let StepTimes { communication_us, exposed_us, late_us, .. } = *times;
+        self.add_parts(&times.phases_us, [communication_us, exposed_us, late_us], &times.buckets_us);
     }
 
     /// Adds another rank's sums, without its single steps.
     pub fn join(&mut self, other: &Sums) {
         self.steps += other.steps;
         self.total_us += other.total_us;
-        self.add_parts(&other.phases_us, other.communication_us, other.exposed_us, &other.buckets_us);
+        let Sums { communication_us, exposed_us, late_us, .. } = *other;
+        self.add_parts(&other.phases_us, [communication_us, exposed_us, late_us], &other.buckets_us);
     }
 
     fn add_parts(
         &mut self,
         phases_us: &[f64],
-        communication_us: f64,
-        exposed_us: f64,
+        [communication_us, exposed_us, late_us]: [f64; 3],
         buckets_us: &BTreeMap<u32, (f64, f64)>,
     ) {
         self.phases_us.iter_mut().zip(phases_us).for_each(|(sum, phase)| *sum += phase);
         self.communication_us += communication_us;
         self.exposed_us += exposed_us;
+        self.late_us += late_us;
         for (&bucket, (communication, exposed)) in buckets_us {
             let sums = self.buckets_us.entry(bucket).or_default();
             sums.0 += communication;
@@ -133,6 +138,7 @@ impl Sums {
             other_us: mean((self.total_us - named).max(0.0)),
             communication_us: mean(self.communication_us),
             exposed_us: mean(self.exposed_us),
+            late_us: mean(self.late_us),
             hidden: (self.communication_us > 0.0).then(|| 1.0 - self.exposed_us / self.communication_us),
             buckets: self.buckets_us.iter().map(bucket).collect(),
         }
@@ -156,6 +162,7 @@ mod tests {
             phases_us: [0.0, step_us / 2.0, 0.0, 0.0, 0.0, 0.0],
             communication_us,
             exposed_us,
+            late_us: 0.0,
             buckets_us: BTreeMap::from([(0, (communication_us, exposed_us))]),
         };
         let (mut one, mut two, mut all) = (Sums::default(), Sums::default(), Sums::default());

@@ -1,9 +1,9 @@
 //! How much of a run's communication was hidden behind computing: reads the traces that the ranks left, joins
 //! them into one file for Perfetto, and sums up where each rank's time went.
 
-mod clock;
 mod figures;
 mod intervals;
+mod meetings;
 mod merge;
 mod picture;
 mod text;
@@ -16,9 +16,9 @@ use lockstep_record::{
 };
 
 use crate::report::write_whole;
-use clock::Clocks;
 use figures::Sums;
 pub use figures::{BucketFigures, Figures, RankFigures, TraceReport};
+use meetings::Meetings;
 use merge::Merged;
 use picture::Sketch;
 pub use text::trace_text;
@@ -116,14 +116,15 @@ impl TraceError {
     }
 }
 
-/// Does what was asked, rank by rank; memory holds a few steps of one rank, and what a picture shows.
+/// Does what was asked, rank by rank, once for when they met and once for all else; memory holds a few steps of one rank,
+/// a time for each collective, and what a picture shows.
 pub fn trace(options: &Options) -> Result<TraceReport, TraceError> {
     let run = RunDir::new(&options.run);
     let (ranks, mut notes) = traced_ranks(&run)?;
     let out = options.out.clone().unwrap_or_else(|| run.merged_trace());
     let mut merged = Merged::create(&out, &run, &ranks)?;
-    let mut reader =
-        Reader { run, steps: options.steps, clocks: Clocks::default(), sketch: Sketch::default() };
+    let meetings = read_meetings(&run, &ranks)?;
+    let mut reader = Reader::new(&run, options.steps, &meetings);
     let mut all = Sums::default();
     let mut figures = Vec::with_capacity(ranks.len());
     for rank in ranks {
@@ -143,14 +144,16 @@ pub fn trace(options: &Options) -> Result<TraceReport, TraceError> {
         write_whole(path, &reader.sketch.svg()).map_err(TraceError::write(path))?;
         notes.extend(reader.sketch.note());
     }
-    notes.extend(clock_note(reader.clocks.disagreement_us()));
+    notes.extend(meetings.note());
+    notes.extend(clock_note(meetings.disagreement_us()));
     Ok(TraceReport { merged: out, selected, overall: all.figures(), ranks: figures, notes })
 }
 
 /// The figures over all steps of all ranks, without joining the traces.
 pub fn traced_figures(run: &RunDir, steps: Steps) -> Result<Figures, TraceError> {
     let (ranks, _) = traced_ranks(run)?;
-    let mut reader = Reader::new(run.clone(), Some(steps));
+    let meetings = read_meetings(run, &ranks)?;
+    let mut reader = Reader::new(run, Some(steps), &meetings);
     let mut all = Sums::default();
     for rank in ranks {
         all.join(&reader.read(rank, None)?.sums);
@@ -189,12 +192,50 @@ fn traced_ranks(run: &RunDir) -> Result<(Vec<usize>, Vec<String>), TraceError> {
     Ok((ranks, note.into_iter().collect()))
 }
 
+/// Goes through one rank's trace. `take` gets each event, its text, and what makes an error of a problem with it. Returns
+/// whether the file is whole.
+fn each_event(
+    run: &RunDir,
+    rank: usize,
+    mut take: impl FnMut(TraceEvent, &[u8], &dyn Fn(String) -> TraceError) -> Result<(), TraceError>,
+) -> Result<bool, TraceError> {
+    let path = run.rank_trace(rank);
+    let mut events = read_trace(&path)?;
+    while let Some(item) = events.next() {
+        let (line, event) = item?;
+        let malformed = |problem| TraceError::Malformed { path: path.clone(), line, problem };
+        let pid = match &event {
+            TraceEvent::Span(span) => span.rank,
+            TraceEvent::Label(label) => label.rank,
+        };
+        if pid as usize != rank {
+            return Err(malformed(format!("an event of rank {pid} in the trace of rank {rank}")));
+        }
+        take(event, events.text(), &malformed)?;
+    }
+    Ok(events.is_complete())
+}
+
+/// When the ranks met.
+fn read_meetings(run: &RunDir, ranks: &[usize]) -> Result<Meetings, TraceError> {
+    let mut meetings = Meetings::default();
+    for &rank in ranks {
+        each_event(run, rank, |event, _, _| {
+            if let TraceEvent::Span(span) = event {
+                meetings.add(&span);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(meetings)
+}
+
 /// What is known across ranks while their files go by.
-struct Reader {
+struct Reader<'m> {
     run: RunDir,
     /// Known from the first span on.
     steps: Option<Steps>,
-    clocks: Clocks,
+    meetings: &'m Meetings,
     sketch: Sketch,
 }
 
@@ -204,28 +245,18 @@ struct TracedRank {
     sums: Sums,
 }
 
-impl Reader {
-    fn new(run: RunDir, steps: Option<Steps>) -> Self {
-        Self { run, steps, clocks: Clocks::default(), sketch: Sketch::default() }
+impl<'m> Reader<'m> {
+    fn new(run: &RunDir, steps: Option<Steps>, meetings: &'m Meetings) -> Self {
+        Self { run: run.clone(), steps, meetings, sketch: Sketch::default() }
     }
 
     fn read(&mut self, rank: usize, mut merged: Option<&mut Merged>) -> Result<TracedRank, TraceError> {
-        let path = self.run.rank_trace(rank);
-        let mut events = read_trace(&path)?;
-        let (mut window, mut sums) = (Window::default(), Sums::default());
+        let (mut window, mut sums) = (Window::new(self.meetings), Sums::default());
         let mut label = format!("rank {rank}");
-        while let Some(item) = events.next() {
-            let (line, event) = item?;
-            let malformed = |problem| TraceError::Malformed { path: path.clone(), line, problem };
-            let pid = match &event {
-                TraceEvent::Span(span) => span.rank,
-                TraceEvent::Label(label) => label.rank,
-            };
-            if pid as usize != rank {
-                return Err(malformed(format!("an event of rank {pid} in the trace of rank {rank}")));
-            }
+        let run = self.run.clone();
+        let complete = each_event(&run, rank, |event, text, malformed| {
             if let Some(merged) = &mut merged {
-                merged.add(events.text())?;
+                merged.add(text)?;
             }
             match event {
                 TraceEvent::Label(named) if named.kind == LabelKind::ProcessName => {
@@ -238,14 +269,14 @@ impl Reader {
                     self.count(whole, &mut sums);
                 }
             }
-        }
-        let complete = events.is_complete();
+            Ok(())
+        })?;
         self.count(window.finish(complete), &mut sums);
         self.sketch.name(rank, &label);
         Ok(TracedRank { label, complete, sums })
     }
 
-    /// Keeps what a picture and the check of the clocks need of a span.
+    /// Keeps what a picture needs of a span.
     fn select(&mut self, span: Span) {
         let step = span.args.step;
         if step == 0 {
@@ -253,7 +284,6 @@ impl Reader {
         }
         let steps = *self.steps.get_or_insert(Steps { first: step + 1, last: u64::MAX });
         if steps.contain(step) {
-            self.clocks.add(&span);
             self.sketch.add(span);
         }
     }

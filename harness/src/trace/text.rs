@@ -13,7 +13,7 @@ pub fn trace_text(report: &TraceReport) -> String {
     let width = report.ranks.iter().map(|rank| rank.label.chars().count()).max().unwrap_or(0).max(9);
     let mut text = format!("Milliseconds a step (mean over steps {})\n\n{:width$}", report.selected, "");
     let phases = PHASES.map(|phase| phase.name());
-    for column in [["step"].as_slice(), &phases, &["other", "communication", "exposed", "hidden"]].concat() {
+    for column in [["step"].as_slice(), &phases, &["other", "communication", "exposed", "hidden", "late"]].concat() {
         let _ = write!(text, "  {column:>8}");
     }
     for rank in report.ranks.iter().take(RANKS_MAX) {
@@ -41,10 +41,11 @@ fn row(text: &mut String, label: &str, width: usize, figures: &Figures) {
     let hidden = figures.hidden.map_or("—".into(), |hidden| format!("{:.1} %", hidden * 100.0));
     let _ = write!(
         text,
-        "  {:8.2}  {:13.2}  {:8.2}  {hidden:>8}",
+        "  {:8.2}  {:13.2}  {:8.2}  {hidden:>8}  {:8.2}",
         figures.other_us / 1e3,
         figures.communication_us / 1e3,
-        figures.exposed_us / 1e3
+        figures.exposed_us / 1e3,
+        figures.late_us / 1e3
     );
 }
 
@@ -65,6 +66,13 @@ fn sentence(figures: &Figures) -> String {
             "\nMost exposed: bucket {}, {:.2} ms a step ({share:.0} % of what was exposed).",
             bucket.bucket,
             bucket.exposed_us / 1e3
+        );
+    }
+    if figures.late_us > 0.0 {
+        let _ = write!(
+            text,
+            "\nWaiting for ranks that came late took {:.2} ms a step more: no communication, and faster links do not help.",
+            figures.late_us / 1e3
         );
     }
     text

@@ -1,7 +1,8 @@
 //! From a rank's spans, as they stream by, to what each of its steps was made of.
 //!
-//! A collective is **exposed** while its rank's training thread waits, or does the communication itself; the
-//! rest is hidden behind computing. Both are measured as points of time, so that neither the number of spans
+//! A collective is under way from when its last rank has come. It is **exposed** while its rank's training thread waits, or
+//! does the communication itself; the rest is hidden behind computing. What the training thread waits before the last
+//! rank has come is that rank's lateness. All are measured as points of time, so that neither the number of spans
 //! that a wait was written as nor collectives in flight side by side count twice.
 
 use std::collections::BTreeMap;
@@ -9,6 +10,7 @@ use std::collections::BTreeMap;
 use lockstep_record::{Category, Span, TRAINING_THREAD};
 
 use super::intervals::{Interval, length, overlap, union};
+use super::meetings::Meetings;
 
 /// A file's steps may fall back by this much: see [`lockstep_record::SpanArgs::step`].
 const LATE_STEPS: u64 = 1;
@@ -36,7 +38,9 @@ pub struct StepTimes {
     pub communication_us: f64,
     /// The part of `communication_us` during which the training thread waited.
     pub exposed_us: f64,
-    /// The same two, by bucket.
+    /// What it waited in collectives to which other ranks had not come yet.
+    pub late_us: f64,
+    /// Communication and its exposed part, by bucket.
     pub buckets_us: BTreeMap<u32, (f64, f64)>,
 }
 
@@ -46,17 +50,29 @@ struct Piece {
     training: bool,
     bucket: Option<u32>,
     interval: Interval,
+    /// Of a collective: from when on it was under way.
+    moving_from: f64,
+}
+
+impl Piece {
+    fn under_way(&self) -> Interval {
+        Interval { start: self.moving_from, ..self.interval }
+    }
 }
 
 /// Holds the spans of the newest steps of one rank until no more can come.
-#[derive(Default)]
-pub struct Window {
+pub struct Window<'m> {
+    meetings: &'m Meetings,
     steps: BTreeMap<u64, Vec<Piece>>,
     newest: u64,
     spans: usize,
 }
 
-impl Window {
+impl<'m> Window<'m> {
+    pub fn new(meetings: &'m Meetings) -> Self {
+        Self { meetings, steps: BTreeMap::new(), newest: 0, spans: 0 }
+    }
+
     /// Takes the next span of the file and returns the steps that are whole now. Spans outside of steps count
     /// nowhere.
     pub fn push(&mut self, span: &Span) -> Result<Vec<StepTimes>, String> {
@@ -84,6 +100,7 @@ impl Window {
             training: span.thread == TRAINING_THREAD,
             bucket: span.args.bucket,
             interval: Interval { start, end: start + span.duration_us },
+            moving_from: self.meetings.moving_from(span),
         });
         // A step's last gathering is waited for in the next one, whose spans may in turn be late.
         Ok(self.finish_before(self.newest.saturating_sub(2 * LATE_STEPS)))
@@ -113,12 +130,13 @@ impl Window {
         let moving = || own().filter(|piece| piece.category == Category::Communication);
         let measure = |communication: &[Interval]| (length(communication), overlap(communication, &idle));
 
-        let (communication_us, exposed_us) = measure(&covered(moving()));
+        let (communication_us, exposed_us) = measure(&union(moving().map(Piece::under_way).collect()));
+        let (_, waited_us) = measure(&covered(moving()));
         // One pass for all buckets: a hostile trace has as many as spans.
         let mut buckets: BTreeMap<u32, Vec<Interval>> = BTreeMap::new();
         for piece in moving() {
             if let Some(bucket) = piece.bucket {
-                buckets.entry(bucket).or_default().push(piece.interval);
+                buckets.entry(bucket).or_default().push(piece.under_way());
             }
         }
         let training = || own().filter(|piece| piece.training);
@@ -129,6 +147,7 @@ impl Window {
                 .map(|phase| length(&covered(training().filter(|piece| piece.category == phase)))),
             communication_us,
             exposed_us,
+            late_us: (waited_us - exposed_us).max(0.0),
             buckets_us: buckets.into_iter().map(|(bucket, times)| (bucket, measure(&union(times)))).collect(),
         }
     }

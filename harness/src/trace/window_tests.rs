@@ -16,7 +16,8 @@ fn span(step: u64, category: Category, bucket: Option<u32>, start: u32, length: 
 }
 
 fn times(spans: &[Span]) -> Vec<StepTimes> {
-    let mut window = Window::default();
+    let meetings = Meetings::default();
+    let mut window = Window::new(&meetings);
     let mut steps: Vec<_> = spans.iter().flat_map(|span| window.push(span).unwrap()).collect();
     steps.extend(window.finish(true));
     steps
@@ -43,6 +44,19 @@ fn exposed_is_the_part_that_the_training_thread_waited_for() {
 }
 
 #[test]
+fn waiting_for_a_late_rank_is_no_communication() {
+    let late = Span { rank: 1, ..span(1, Category::Communication, Some(0), 1160, 20) };
+    let mut meetings = Meetings::default();
+    let own = step(1, 1000);
+    own.iter().chain([&late]).for_each(|span| meetings.add(span));
+    let mut window = Window::new(&meetings);
+    own.iter().for_each(|span| assert!(window.push(span).unwrap().is_empty()));
+    let times = &window.finish(true)[0];
+    // Both buckets' spans have one name here, as different ones never have, so only the rank's own bucket 0 was met.
+    assert_eq!((times.communication_us, times.exposed_us, times.late_us), (60.0, 20.0, 10.0));
+}
+
+#[test]
 fn a_gathering_that_the_next_step_waits_for_is_exposed_in_its_own() {
     let mut spans = step(1, 0);
     spans.push(span(2, Category::Wait, None, 200, 30));
@@ -62,7 +76,8 @@ fn communication_on_the_training_thread_is_all_exposed() {
 
 #[test]
 fn a_file_cut_short_gives_the_steps_that_are_surely_whole() {
-    let mut window = Window::default();
+    let meetings = Meetings::default();
+    let mut window = Window::new(&meetings);
     let mut steps = Vec::new();
     for number in 1..=6u32 {
         for span in step(number.into(), number * 1000) {
@@ -75,7 +90,8 @@ fn a_file_cut_short_gives_the_steps_that_are_surely_whole() {
 
 #[test]
 fn steps_that_go_back_are_refused_and_spans_outside_of_steps_do_not_count() {
-    let mut window = Window::default();
+    let meetings = Meetings::default();
+    let mut window = Window::new(&meetings);
     window.push(&span(5, Category::Data, None, 0, 1)).unwrap();
     window.push(&span(0, Category::Record, None, 0, 1)).unwrap();
     window.push(&span(4, Category::Data, None, 0, 1)).unwrap();

@@ -1,16 +1,18 @@
-//! Whether the ranks' clocks agree: no collective can end on one rank before it has begun on another.
+//! When the ranks met in each collective. It moves data from when the last of them has come; and if it ended on one rank
+//! before it began on another, their clocks do not agree.
 
 use std::collections::HashMap;
 
 use lockstep_record::{Category, Span};
 
-/// Collectives that are looked at, at most: enough to see clocks that part, in bounded memory.
-const COLLECTIVES_MAX: usize = 10_000;
+/// Collectives that are looked at, at most, so that memory is bounded: those of thousands of steps.
+const COLLECTIVES_MAX: usize = 1 << 18;
 
-/// The collectives of the first steps, over all ranks.
+/// The buckets' collectives of the first steps, over all ranks.
 #[derive(Default)]
-pub struct Clocks {
+pub struct Meetings {
     collectives: HashMap<(u64, String), Meeting>,
+    overflows: bool,
 }
 
 struct Meeting {
@@ -22,7 +24,7 @@ struct Meeting {
     ambiguous: bool,
 }
 
-impl Clocks {
+impl Meetings {
     pub fn add(&mut self, span: &Span) {
         if span.category != Category::Communication || span.args.bucket.is_none() {
             return;
@@ -38,7 +40,25 @@ impl Clocks {
             let meeting =
                 Meeting { latest_start_us: start, earliest_end_us: end, rank: span.rank, ambiguous: false };
             self.collectives.insert(key, meeting);
+        } else {
+            self.overflows = true;
         }
+    }
+
+    /// From when on a rank's span moved data: from its start, or from when the last rank came. Within the span, whatever
+    /// the clocks say.
+    pub fn moving_from(&self, span: &Span) -> f64 {
+        let end = span.start_us + span.duration_us;
+        let meeting = span.args.bucket.and_then(|_| self.collectives.get(&(span.args.step, span.name.clone())));
+        let met = meeting.filter(|meeting| !meeting.ambiguous).map_or(span.start_us, |met| met.latest_start_us);
+        met.max(span.start_us).min(end)
+    }
+
+    /// What is not known of the ranks' meetings.
+    pub fn note(&self) -> Option<String> {
+        self.overflows.then(|| {
+            format!("more than {COLLECTIVES_MAX} collectives: of later ones, waiting for late ranks counts as communication")
+        })
     }
 
     /// By how much the clocks surely disagree, in microseconds: 0 if nothing speaks against them.
@@ -65,16 +85,32 @@ mod tests {
         }
     }
 
+    fn meetings(spans: &[Span]) -> Meetings {
+        let mut meetings = Meetings::default();
+        spans.iter().for_each(|span| meetings.add(span));
+        meetings
+    }
+
     fn disagreement(spans: &[Span]) -> f64 {
-        let mut clocks = Clocks::default();
-        spans.iter().for_each(|span| clocks.add(span));
-        clocks.disagreement_us()
+        meetings(spans).disagreement_us()
     }
 
     #[test]
     fn a_collective_that_ended_before_another_rank_began_shows_the_clocks_to_part() {
         assert_eq!(disagreement(&[reduce(0, 0.0, 10.0), reduce(1, 5.0, 9.0)]), 0.0);
         assert_eq!(disagreement(&[reduce(0, 0.0, 10.0), reduce(1, 35.0, 9.0)]), 25.0);
+    }
+
+    #[test]
+    fn data_move_when_the_last_rank_has_come() {
+        let (early, late) = (reduce(0, 0.0, 30.0), reduce(1, 20.0, 10.0));
+        let met = meetings(&[early.clone(), late.clone()]);
+        assert_eq!((met.moving_from(&early), met.moving_from(&late)), (20.0, 20.0));
+        // Clocks that part do not make a span longer, nor its length negative.
+        let before = reduce(2, 0.0, 5.0);
+        assert_eq!(met.moving_from(&before), 5.0);
+        let alone = Span { args: SpanArgs { step: 9, ..early.args.clone() }, ..early };
+        assert_eq!(met.moving_from(&alone), 0.0);
     }
 
     #[test]
