@@ -70,10 +70,12 @@ fn run(ranks: u32, strategy: &str, step_seconds: f64, state: u64) -> Run {
 fn trace(rank: u32) -> String {
     let span = |category, thread, start_us, duration_us| {
         let args = SpanArgs { step: 2, bucket: Some(0), ..SpanArgs::default() };
-        let span = Span { name: "reduce bucket 0".into(), category, start_us, duration_us, rank, thread, args };
+        let span =
+            Span { name: "reduce bucket 0".into(), category, start_us, duration_us, rank, thread, args };
         serde_json::to_string(&TraceEvent::Span(span)).unwrap()
     };
-    let (reduced, waited) = (span(Category::Communication, 1, 1000.0, 4000.0), span(Category::Wait, 0, 4000.0, 1000.0));
+    let (reduced, waited) =
+        (span(Category::Communication, 1, 1000.0, 4000.0), span(Category::Wait, 0, 4000.0, 1000.0));
     format!("[\n{reduced},\n{waited},\n{{}}]\n")
 }
 

@@ -144,7 +144,10 @@ fn waiting_for_a_late_rank_is_told_apart_from_communication() {
     let report = figures(&run, &[]);
     let of = |rank: usize, name: &str| report["ranks"][rank]["mean"][name].as_f64().unwrap().round();
     // Of each bucket's 14 ms on rank 0 the first 6 are not the link's fault.
-    assert_eq!([of(0, "communication_us"), of(0, "exposed_us"), of(0, "late_us")], [32_000.0, 16_000.0, 10_000.0]);
+    assert_eq!(
+        [of(0, "communication_us"), of(0, "exposed_us"), of(0, "late_us")],
+        [32_000.0, 16_000.0, 10_000.0]
+    );
     assert_eq!([of(1, "communication_us"), of(1, "exposed_us"), of(1, "late_us")], [56_000.0, 26_000.0, 0.0]);
     let (_, out, _) = harness(&run, &[]);
     assert!(out.contains("Waiting for ranks that came late took 5.00 ms a step more"), "{out}");

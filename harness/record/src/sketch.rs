@@ -76,7 +76,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn values(seed: u64, count: usize) -> Vec<f32> {
-        let value = |i: u64| (XxHash3_128::oneshot_with_seed(seed, &i.to_le_bytes()) as i32) as f32 / 2f32.powi(31);
+        let value =
+            |i: u64| (XxHash3_128::oneshot_with_seed(seed, &i.to_le_bytes()) as i32) as f32 / 2f32.powi(31);
         (0..count as u64).map(value).collect()
     }
 

@@ -13,8 +13,8 @@ use super::order::ours_goes_first;
 use super::plan::{Comparison, LOOPBACK, Peer, Plan, Side, Variant};
 use super::results::{Finding, Pair};
 use super::turns::{Entrant, Freezer, Rules, step_seconds, take_turns};
-use crate::trace::{Steps, traced_figures};
 use crate::launch::{Expected, Launch, Launcher, Places, check_world, complaint, probe, unix_s};
+use crate::trace::{Steps, traced_figures};
 
 /// How often `metrics.jsonl` is looked at for its first line.
 const POLL: Duration = Duration::from_millis(5);

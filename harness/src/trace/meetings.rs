@@ -49,8 +49,10 @@ impl Meetings {
     /// the clocks say.
     pub fn moving_from(&self, span: &Span) -> f64 {
         let end = span.start_us + span.duration_us;
-        let meeting = span.args.bucket.and_then(|_| self.collectives.get(&(span.args.step, span.name.clone())));
-        let met = meeting.filter(|meeting| !meeting.ambiguous).map_or(span.start_us, |met| met.latest_start_us);
+        let meeting =
+            span.args.bucket.and_then(|_| self.collectives.get(&(span.args.step, span.name.clone())));
+        let met =
+            meeting.filter(|meeting| !meeting.ambiguous).map_or(span.start_us, |met| met.latest_start_us);
         met.max(span.start_us).min(end)
     }
 

@@ -13,7 +13,9 @@ pub fn trace_text(report: &TraceReport) -> String {
     let width = report.ranks.iter().map(|rank| rank.label.chars().count()).max().unwrap_or(0).max(9);
     let mut text = format!("Milliseconds a step (mean over steps {})\n\n{:width$}", report.selected, "");
     let phases = PHASES.map(|phase| phase.name());
-    for column in [["step"].as_slice(), &phases, &["other", "communication", "exposed", "hidden", "late"]].concat() {
+    for column in
+        [["step"].as_slice(), &phases, &["other", "communication", "exposed", "hidden", "late"]].concat()
+    {
         let _ = write!(text, "  {column:>8}");
     }
     for rank in report.ranks.iter().take(RANKS_MAX) {
