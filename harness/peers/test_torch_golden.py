@@ -143,7 +143,6 @@ class WholeProgramTest(unittest.TestCase):
             ({"model__positions": "rotary"}, "model.positions"),
             ({"data__tokenizer": "bpe"}, "data.tokenizer"),
             ({"optim__clip_norm": 1.0}, "optim.clip_norm"),
-            ({"kind": "vla", "model__dropout": 0.1}, "model.dropout is not 0"),
             ({"kind": "vla", "data__path": "embedded:grasp"}, "data.path is not embedded:reach"),
             ({"kind": "vla", "model__chunk": 5}, "not the episodes that the golden run was trained on"),
         ):

@@ -328,10 +328,11 @@ mod tests {
         assert_eq!(unit(&[run(Targets::Tokens), Curves::default()]), "nats per token");
         assert_eq!(unit(&[run(Targets::Tokens), run(Targets::Images)]), "mean over its targets");
         let loss_terms = [("ar".into(), Vec::new()), ("fm".into(), Vec::new()), ("x".into(), Vec::new())];
-        let units: Vec<_> = Quantity::of([&Curves { loss_terms: loss_terms.into(), ..run(Targets::Unknown) }])
-            .iter()
-            .map(Quantity::unit)
-            .collect();
+        let units: Vec<_> =
+            Quantity::of([&Curves { loss_terms: loss_terms.into(), ..run(Targets::Unknown) }])
+                .iter()
+                .map(Quantity::unit)
+                .collect();
         assert_eq!(units[0], "weighted sum of several losses");
         assert_eq!(units[1], "nats per token, before its weight");
         assert_eq!(units[2], "mean squared error, before its weight");
