@@ -56,20 +56,20 @@ class DeepSpeed:
             },
         )
 
-    def gradient(self, batches, targets, seconds):
-        losses = []
-        for index, (inputs, wanted) in enumerate(batches):
+    def gradient(self, batches, objective, seconds):
+        shares = []
+        for index, batch in enumerate(batches):
             begin = time.perf_counter()
-            loss = self.engine(inputs, wanted) / targets
+            share = objective.share(self.engine(**batch))
             middle = time.perf_counter()
             # DeepSpeed takes the mean over micro-batches and ranks.
-            self.engine.backward(loss * self.micro_batches)
+            self.engine.backward(share.total * self.micro_batches)
             if index < len(batches) - 1:
                 self.engine.step()
             seconds["forward"] += middle - begin
             seconds["backward"] += time.perf_counter() - middle
-            losses.append(loss.item())
-        return losses
+            shares.append(share.numbers())
+        return shares
 
     def update(self, lr):
         for group in self.optimizer.param_groups:

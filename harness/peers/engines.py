@@ -62,22 +62,22 @@ class Single:
         """The context of all micro-batches but the last."""
         return contextlib.nullcontext()
 
-    def gradient(self, batches, targets, seconds):
-        """Accumulates the step's gradient over this rank's micro-batches; `targets` are those of the global batch.
+    def gradient(self, batches, objective, seconds):
+        """Accumulates the step's gradient over this rank's micro-batches; `objective` knows the global batch.
 
-        Returns the micro-batches' losses per target of the global batch.
+        Returns the numbers of the micro-batches' shares.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        losses = []
-        for index, (inputs, wanted) in enumerate(batches):
+        shares = []
+        for index, batch in enumerate(batches):
             is_last = index == len(batches) - 1
             with contextlib.nullcontext() if is_last else self.without_sync():
                 begin = time.perf_counter()
-                loss = self.module(inputs, wanted) / targets
+                share = objective.share(self.module(**batch))
                 # Data-parallel modules divide the sum over ranks by their number.
-                timed_backward(loss, self.world.size, seconds, begin)
-            losses.append(loss.item())
-        return losses
+                timed_backward(share.total, self.world.size, seconds, begin)
+            shares.append(share.numbers())
+        return shares
 
     def update(self, lr):
         for group in self.optimizer.param_groups:
@@ -119,19 +119,19 @@ class Single:
 class Tree(Single):
     """Each micro-batch's gradient on its own, then their sum along the tree of the ordered sum."""
 
-    def gradient(self, batches, targets, seconds):
-        self.leaves, losses = [], []
-        for inputs, wanted in batches:
+    def gradient(self, batches, objective, seconds):
+        self.leaves, shares = [], []
+        for batch in batches:
             begin = time.perf_counter()
-            loss = self.module(inputs, wanted) / targets
+            share = objective.share(self.module(**batch))
             middle = time.perf_counter()
-            self.leaves.append(torch.autograd.grad(loss, self.parameters))
+            self.leaves.append(torch.autograd.grad(share.total, self.parameters))
             seconds["forward"] += middle - begin
             seconds["backward"] += time.perf_counter() - middle
-            losses.append(loss.item())
+            shares.append(share.numbers())
         for index, parameter in enumerate(self.parameters):
             parameter.grad = tree_sum([leaf[index] for leaf in self.leaves])
-        return losses
+        return shares
 
     def local_gradients(self):
         names = [name for name, _ in self.named]

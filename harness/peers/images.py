@@ -6,41 +6,14 @@ The golden run's manifest holds the BLAKE3 of the whole set, so an image that di
 import blake3
 import numpy
 
+import streams
 from golden import Refused
 
 IMAGES, SIDE, CLASSES = 4096, 32, 16
 PIXELS = 3 * SIDE * SIDE
 SEED = 0x0073686170657331
-# The random generator's number for this purpose (src/random.rs), and the words that choose what is drawn.
-PURPOSE, CHOICES = 4, 8
-
-
-def philox(counters, key):
-    """Philox4x32-10 (Salmon et al. 2011) of an array of counters (n, 4): n times four words, as uint64."""
-    mask = numpy.uint64(0xFFFFFFFF)
-    first, second = key & 0xFFFFFFFF, key >> 32
-    words = [counters[:, i].astype(numpy.uint64) for i in range(4)]
-    for _ in range(10):
-        low, high = words[0] * numpy.uint64(0xD2511F53), words[2] * numpy.uint64(0xCD9E8D57)
-        shift = numpy.uint64(32)
-        words = [
-            (high >> shift) ^ words[1] ^ numpy.uint64(first),
-            high & mask,
-            (low >> shift) ^ words[3] ^ numpy.uint64(second),
-            low & mask,
-        ]
-        first, second = (first + 0x9E3779B9) & 0xFFFFFFFF, (second + 0xBB67AE85) & 0xFFFFFFFF
-    return numpy.stack(words, axis=1)
-
-
-def random_words(ids, count):
-    """The first words of each image's random stream: (images, count)."""
-    blocks = -(-count // 4)
-    counters = numpy.zeros((len(ids), blocks, 4), dtype=numpy.uint64)
-    counters[:, :, 0] = numpy.arange(blocks)
-    counters[:, :, 1] = PURPOSE << 24
-    counters[:, :, 2] = numpy.asarray(ids)[:, None]
-    return philox(counters.reshape(-1, 4), SEED).reshape(len(ids), -1)[:, :count].astype(numpy.int64)
+# The words that choose what is drawn.
+CHOICES = 8
 
 
 def covered(label, x, y, r):
@@ -76,7 +49,7 @@ def covered(label, x, y, r):
 
 def draw(ids):
     """(classes, pixels): uint8 arrays of shape (n,) and (n, 3, 32, 32)."""
-    words = random_words(ids, CHOICES + PIXELS // 2)
+    words = streams.draw(SEED, streams.IMAGE, ids, CHOICES + PIXELS // 2).astype(numpy.int64)
 
     def below(index, bound):
         return (words[:, index] * bound >> 32)[:, None, None]
@@ -111,14 +84,15 @@ class Images:
             raise Refused("data.path: these are not the images that the golden run was trained on")
         self.records = numpy.frombuffer(records, dtype=numpy.uint8).reshape(IMAGES, 1 + PIXELS)
 
-    def micro_batch(self, ids):
+    def micro_batch(self, ids, epochs):
+        """Pixels and classes: without augmentation, the same in all epochs."""
         import torch
 
         records = self.records[ids]
         pixels = (records[:, 1:].astype(numpy.float32) - numpy.float32(127.5)) / numpy.float32(64)
         targets = torch.from_numpy(records[:, 0].astype(numpy.int64))
-        return torch.from_numpy(pixels).view(-1, 3, SIDE, SIDE), targets
+        return {"inputs": torch.from_numpy(pixels).view(-1, 3, SIDE, SIDE), "targets": targets}
 
-    def targets(self, samples):
-        """Terms of the loss in this many samples."""
-        return samples
+    def targets(self, ids):
+        """Of the loss: images."""
+        return [len(ids)]

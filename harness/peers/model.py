@@ -1,8 +1,8 @@
 """The model of a golden run, chosen by `model.kind`: the only place that knows which there are.
 
 A model is a `torch.nn.Module` made from (the configuration's `model` section, initial weights by name). Its
-`forward(inputs, targets)` is the cross-entropy summed over the micro-batch's targets, and `named()` lists its
-parameters under the run record's names, in the model's order.
+`forward` takes the tensors of a micro-batch (data.py) and returns its losses, each summed over its own targets; `terms`
+are their names and weights, and `named()` lists its parameters under the run record's names, in the model's order.
 """
 
 
@@ -12,11 +12,15 @@ def gpt(config, weights):
     return Gpt(config, weights)
 
 
-def gpt_unsupported(config):
+def transformer_unsupported(config):
     model = config["model"]
     yield model["dropout"] != 0, "model.dropout is not 0: the generators of its masks differ"
     yield model["positions"] != "learned", "model.positions is not learned"
     yield model.get("layer_drop", 0) != 0, "model.layer_drop is not 0: the generators of its choices differ"
+
+
+def gpt_unsupported(config):
+    yield from transformer_unsupported(config)
     yield config["data"]["tokenizer"] != "bytes", "data.tokenizer is not bytes"
 
 
@@ -32,8 +36,19 @@ def resnet_unsupported(config):
     yield data["path"] != "embedded:shapes", "data.path is not embedded:shapes"
 
 
+def vla(config, weights):
+    from vla import Vla
+
+    return Vla(config, weights)
+
+
+def vla_unsupported(config):
+    yield from transformer_unsupported(config)
+    yield config["data"]["path"] != "embedded:reach", "data.path is not embedded:reach"
+
+
 # model.kind: (how it is built, what of its configuration has no counterpart here).
-MODELS = {"gpt": (gpt, gpt_unsupported), "resnet": (resnet, resnet_unsupported)}
+MODELS = {"gpt": (gpt, gpt_unsupported), "resnet": (resnet, resnet_unsupported), "vla": (vla, vla_unsupported)}
 
 
 def build(config, weights, device="cpu"):

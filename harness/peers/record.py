@@ -23,4 +23,4 @@ from lockstep_record import (  # noqa: E402, F401
     versions,
 )
 from lockstep_record.adapters import link_states  # noqa: E402, F401
-from lockstep_record.lines import tree_sum  # noqa: E402, F401
+from lockstep_record.lines import digest_line, spelled, tree_sum  # noqa: E402, F401

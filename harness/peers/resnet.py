@@ -1,28 +1,19 @@
 """The trainer's ResNet in PyTorch: torchvision's names, GroupNorm, basic blocks (He et al. 2016)."""
 
-import torch
 import torch.nn.functional as F
+
+from named import Named
 
 NORM_EPS = 1e-5
 GROUPS = 8
 
 
-class Resnet(torch.nn.Module):
-    """Parameters are kept under the names of the run record; a module's name may not hold a dot, so `__` stands
-    for it inside."""
+class Resnet(Named):
+    """Basic blocks in stages of twice the width and half the size."""
 
     def __init__(self, config, weights):
-        super().__init__()
+        super().__init__(weights)
         self.stages, self.layers = config["stages"], config["layers"]
-        for name, tensor in weights.items():
-            self.register_parameter(name.replace(".", "__"), torch.nn.Parameter(tensor))
-
-    def parameter(self, name):
-        return getattr(self, name.replace(".", "__"))
-
-    def named(self):
-        """(name as in the run record, parameter), in the model's order."""
-        return [(name.replace("__", "."), parameter) for name, parameter in self.named_parameters()]
 
     def conv_norm(self, conv, norm, x, stride=1):
         weight = self.parameter(f"{conv}.weight")
@@ -32,7 +23,7 @@ class Resnet(torch.nn.Module):
     def block(self, name, x, stride):
         y = F.relu(self.conv_norm(f"{name}.conv1", f"{name}.bn1", x, stride))
         y = self.conv_norm(f"{name}.conv2", f"{name}.bn2", y)
-        if hasattr(self, f"{name}.downsample.0.weight".replace(".", "__")):
+        if self.has(f"{name}.downsample.0.weight"):
             x = self.conv_norm(f"{name}.downsample.0", f"{name}.downsample.1", x, stride)
         return F.relu(y + x)
 
@@ -43,4 +34,4 @@ class Resnet(torch.nn.Module):
             for index in range(self.layers):
                 x = self.block(f"layer{stage + 1}.{index}", x, 2 if stage > 0 and index == 0 else 1)
         x = F.linear(x.mean(dim=(2, 3)), self.parameter("fc.weight"), self.parameter("fc.bias"))
-        return F.cross_entropy(x, targets, reduction="sum")
+        return (F.cross_entropy(x, targets, reduction="sum"),)

@@ -4,32 +4,30 @@ import blake3
 import numpy
 import torch
 
+import episodes
 from golden import SHAKESPEARE
 from record import RECORD_VERSION, RunDirectory
 
 WIDTH, LAYERS, HEADS, CONTEXT, STEPS, SAMPLES = 16, 1, 2, 8, 4, 20
+TURNS, CHUNK = 2, 4
+# The transformers' keys, then what is a model's own, and what it reads.
+TRUNK = {"layers": LAYERS, "heads": HEADS, "width": WIDTH, "dropout": 0.0, "positions": "learned"}
+MODELS = {
+    "gpt": {"kind": "gpt", **TRUNK, "context": CONTEXT},
+    "vla": {"kind": "vla", **TRUNK, "turns": TURNS, "chunk": CHUNK, "ar_weight": 1.0, "fm_weight": 2.0},
+}
+DATA = {
+    "gpt": {"kind": "text", "path": "embedded:shakespeare"},
+    "vla": {"kind": "arm", "path": "embedded:reach"},
+}
 
 
-def config(micro_batches, **changes):
+def config(micro_batches, kind="gpt", **changes):
     """A resolved configuration; `changes` are dotted keys with `__` for the dot."""
     tree = {
         "run": {"name": "golden", "dir": "runs", "seed": 1, "deterministic": True, "threads_per_rank": 1},
-        "model": {
-            "kind": "gpt",
-            "layers": LAYERS,
-            "heads": HEADS,
-            "width": WIDTH,
-            "context": CONTEXT,
-            "dropout": 0.0,
-            "positions": "learned",
-        },
-        "data": {
-            "kind": "text",
-            "path": "embedded:shakespeare",
-            "tokenizer": "bytes",
-            "validation_fraction": 0.1,
-            "max_samples": SAMPLES,
-        },
+        "model": dict(MODELS[kind]),
+        "data": {**DATA[kind], "tokenizer": "bytes", "validation_fraction": 0.1, "max_samples": SAMPLES},
         "batch": {"micro_batches": micro_batches, "micro_batch_size": 2},
         "parallel": {"strategy": "single", "reduction": "ordered"},
         "optim": {
@@ -51,8 +49,14 @@ def config(micro_batches, **changes):
     return tree
 
 
-def shapes():
-    yield from (("wte.weight", (256, WIDTH)), ("wpe.weight", (CONTEXT, WIDTH)))
+def shapes(kind):
+    if kind == "vla":
+        positions = TURNS * (episodes.TURN_TOKENS + CHUNK)
+        yield from (("wte.weight", (episodes.VOCABULARY, WIDTH)), ("wpe.weight", (positions, WIDTH)))
+        yield from linear("action_in", episodes.JOINTS, WIDTH)
+        yield from linear("time_in", WIDTH, WIDTH)
+    else:
+        yield from (("wte.weight", (256, WIDTH)), ("wpe.weight", (CONTEXT, WIDTH)))
     for layer in range(LAYERS):
         for norm, linears in (
             ("ln_1", (("attn.c_attn", WIDTH, 3 * WIDTH), ("attn.c_proj", WIDTH, WIDTH))),
@@ -60,18 +64,31 @@ def shapes():
         ):
             yield from ((f"h.{layer}.{norm}.weight", (WIDTH,)), (f"h.{layer}.{norm}.bias", (WIDTH,)))
             for name, inputs, outputs in linears:
-                yield from ((f"h.{layer}.{name}.weight", (inputs, outputs)), (f"h.{layer}.{name}.bias", (outputs,)))
+                yield from linear(f"h.{layer}.{name}", inputs, outputs)
     yield from (("ln_f.weight", (WIDTH,)), ("ln_f.bias", (WIDTH,)))
+    if kind == "vla":
+        yield from linear("action_out", WIDTH, episodes.JOINTS)
 
 
-def write_golden(path, micro_batches, steps=STEPS, **changes):
+def linear(name, inputs, outputs):
+    yield from ((f"{name}.weight", (inputs, outputs)), (f"{name}.bias", (outputs,)))
+
+
+def source_bytes(kind):
+    """What the data's digest is taken of."""
+    if kind == "vla":
+        return episodes.simulate(range(episodes.EPISODES), TURNS, CHUNK).tobytes()
+    return SHAKESPEARE.read_bytes()
+
+
+def write_golden(path, micro_batches, steps=STEPS, kind="gpt", **changes):
     """Writes manifest, configuration, sample ids and the initial state."""
     torch.manual_seed(0)
-    weights = {name: torch.randn(shape) * 0.1 for name, shape in shapes()}
-    tree = config(micro_batches, **changes)
+    weights = {name: torch.randn(shape) * 0.1 for name, shape in shapes(kind)}
+    tree = config(micro_batches, kind, **changes)
     tree["schedule"]["steps"] = steps
     data = {
-        "digest": blake3.blake3(SHAKESPEARE.read_bytes()).hexdigest(),
+        "digest": blake3.blake3(source_bytes(kind)).hexdigest(),
         "tokenizer": "bytes",
         "tokenizer_digest": "00",
         "vocabulary": 256,

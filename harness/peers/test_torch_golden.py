@@ -16,7 +16,7 @@ from synthetic import STEPS, write_golden
 PROGRAM = Path(__file__).with_name("torch_golden.py")
 ROOT = PROGRAM.parents[2]
 LIMIT_S = 120
-COMPARED = ("loss", "micro_batch_losses", "gradient_norm", "parameter_norm", "learning_rate", "epoch")
+COMPARED = ("loss", "micro_batch_losses", "gradient_norm", "parameter_norm", "learning_rate", "epoch", "tokens")
 
 
 def lines(run, name):
@@ -26,8 +26,13 @@ def lines(run, name):
 def results(run):
     """All that a comparison looks at, except who computed it."""
     digests = [{key: line[key] for key in line if key != "ranks"} for line in lines(run, "digests")]
-    metrics = [{key: line[key] for key in COMPARED} for line in lines(run, "metrics")]
+    metrics = [{key: line[key] for key in COMPARED} | line.get("loss_terms", {}) for line in lines(run, "metrics")]
     return digests, metrics, lines(run, "samples")
+
+
+def replicated(run):
+    """Digests of what all ranks have: a micro-batch is one rank's."""
+    return [line for line in lines(run, "digests") if line["phase"] != "data"]
 
 
 class WholeProgramTest(unittest.TestCase):
@@ -63,7 +68,11 @@ class WholeProgramTest(unittest.TestCase):
         ddp = self.repeat(golden, "ddp", "--accumulate", "sequential", "--ranks", "2")
         self.assertEqual(results(tree), results(sequential))
         self.assertEqual(results(ddp), results(sequential))
-        self.assertEqual({str(line["ranks"]) for line in lines(ddp, "digests")}, {"[[0, 1]]"})
+        self.assertEqual({str(line["ranks"]) for line in replicated(ddp)}, {"[[0, 1]]"})
+        data = [line for line in lines(ddp, "digests") if line["phase"] == "data" and line["step"] == 1]
+        self.assertEqual([(line["tensor"], line["micro_batch"], line["ranks"]) for line in data], [
+            (name, rank, [[rank, rank]]) for rank in (0, 1) for name in ("inputs", "targets")
+        ])
         self.assert_complete(ddp, ranks=2)
 
     def assert_complete(self, run, ranks):
@@ -84,6 +93,38 @@ class WholeProgramTest(unittest.TestCase):
         alone = self.repeat(golden, "alone", "--accumulate", "sequential")
         self.assertEqual(results(self.repeat(golden, "ddp", "--accumulate", "sequential", "--ranks", "2")), results(alone))
 
+    def test_two_losses_are_summed_alike_by_every_engine(self):
+        golden = self.golden(2, kind="vla")
+        sequential = self.repeat(golden, "sequential")
+        for name, arguments in (
+            ("tree", ("--accumulate", "tree")),
+            ("ddp", ("--engine", "ddp", "--ranks", "2")),
+            ("zero", ("--engine", "zero_redundancy", "--ranks", "2")),
+        ):
+            self.assertEqual(results(self.repeat(golden, name, *arguments)), results(sequential))
+        for line in lines(sequential, "metrics"):
+            ar, fm = line["loss_terms"]["ar"], line["loss_terms"]["fm"]
+            self.assertTrue(math.isclose(line["loss"], ar["loss"] + 2 * fm["loss"], rel_tol=1e-6), line)
+            self.assertEqual(line["tokens"], ar["targets"] + fm["targets"])
+        self.assertGreater(len({line["tokens"] for line in lines(sequential, "metrics")}), 1)
+        names = {line["tensor"] for line in lines(sequential, "digests") if line["phase"] == "data"}
+        self.assertEqual(names, {"inputs", "targets", "actions", "counted", "noise", "times"})
+
+    def test_the_weight_of_a_loss_and_the_seed_of_its_noise_are_noticed(self):
+        """The negative control: what is computed before the weight enters is equal, and nothing after it."""
+        golden = self.golden(2, kind="vla")
+        first = lines(self.repeat(golden, "as-it-was"), "metrics")[0]
+        for name, change in (("weight", {"model__fm_weight": 1.0}), ("noise", {})):
+            shutil.rmtree(golden)
+            manifest = self.golden(2, kind="vla", **change) / "manifest.json"
+            if name == "noise":
+                manifest.write_text(manifest.read_text().replace('"seed": 1', '"seed": 2'))
+            other = lines(self.repeat(golden, name), "metrics")[0]
+            self.assertNotEqual(other["loss"], first["loss"])
+            self.assertNotEqual(other["gradient_norm"], first["gradient_norm"])
+            self.assertEqual(other["loss_terms"]["fm"] == first["loss_terms"]["fm"], name == "weight")
+            self.assertEqual(other["loss_terms"]["ar"], first["loss_terms"]["ar"])
+
     def test_five_micro_batches_have_more_than_one_sum(self):
         """The negative control: the order of additions does move bits, so the equalities above say something."""
         golden = self.golden(5, record__local_gradients=True)
@@ -102,6 +143,8 @@ class WholeProgramTest(unittest.TestCase):
             ({"model__positions": "rotary"}, "model.positions"),
             ({"data__tokenizer": "bpe"}, "data.tokenizer"),
             ({"optim__clip_norm": 1.0}, "optim.clip_norm"),
+            ({"kind": "vla", "data__path": "embedded:grasp"}, "data.path is not embedded:reach"),
+            ({"kind": "vla", "model__chunk": 5}, "not the episodes that the golden run was trained on"),
         ):
             with self.subTest(message), tempfile.TemporaryDirectory() as folder:
                 golden = Path(folder) / "golden"
@@ -175,6 +218,7 @@ class WholeProgramTest(unittest.TestCase):
 class EnginesTest(unittest.TestCase):
     """Each engine trains as the plain one does: more than two micro-batches, so in another order of additions."""
 
+    kind = "gpt"
     STEPS, MICRO_BATCHES, RTOL = 20, 8, 1e-5
 
     @classmethod
@@ -183,7 +227,7 @@ class EnginesTest(unittest.TestCase):
         cls.addClassCleanup(folder.cleanup)
         cls.folder = Path(folder.name)
         # A larger eps keeps rounding noise in gradients that should be zero out of the update.
-        write_golden(cls.folder / "golden", cls.MICRO_BATCHES, steps=cls.STEPS, optim__eps=1e-6)
+        write_golden(cls.folder / "golden", cls.MICRO_BATCHES, steps=cls.STEPS, kind=cls.kind, optim__eps=1e-6)
         cls.expected = cls.run_engine("single", 1)
 
     @classmethod
@@ -203,14 +247,23 @@ class EnginesTest(unittest.TestCase):
         for left, right in zip(expected, found, strict=True):
             for name in ("loss", "gradient_norm", "parameter_norm"):
                 self.assertTrue(math.isclose(left[name], right[name], rel_tol=self.RTOL), (name, left, right))
+            self.terms_agree(left.get("loss_terms", {}), right.get("loss_terms", {}))
         for left, right in zip(lines(self.expected, "digests"), lines(run, "digests"), strict=True):
             self.assertEqual((left["step"], left["phase"], left["tensor"]), (right["step"], right["phase"], right["tensor"]))
             # Replicas have not parted: a tensor has one line, which all ranks share.
-            self.assertEqual(right["ranks"], [[0, ranks - 1]])
+            if right["phase"] != "data":
+                self.assertEqual(right["ranks"], [[0, ranks - 1]])
             self.assertTrue(math.isclose(left["norm"], right["norm"], rel_tol=1e-4, abs_tol=1e-6), (left, right))
         # It did train.
         self.assertLess(found[-1]["loss"], found[0]["loss"] - 0.1)
         return json.loads((run / "manifest.json").read_text())["segments"][0]
+
+    def terms_agree(self, expected, found):
+        """Of a model with several losses: each apart, with its count."""
+        self.assertEqual(expected.keys(), found.keys())
+        for name, term in expected.items():
+            self.assertEqual(found[name]["targets"], term["targets"])
+            self.assertTrue(math.isclose(found[name]["loss"], term["loss"], rel_tol=self.RTOL), (name, expected, found))
 
     def whole_state(self):
         return json.loads((self.expected / "manifest.json").read_text())["segments"][0]["ranks"][0]
@@ -242,6 +295,12 @@ class EnginesTest(unittest.TestCase):
     def test_deepspeed_that_is_missing_is_named(self):
         with self.assertRaisesRegex(AssertionError, "ci/setup --peers"):
             self.run_engine("deepspeed", 2)
+
+
+class TwoLossesTest(EnginesTest):
+    """The same of a model with two losses, which ranks have unlike numbers of targets of."""
+
+    kind = "vla"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import math
 import time
+from itertools import chain
 
 import torch
 
@@ -11,8 +12,9 @@ import model as models
 from device import BACKENDS, RECORDED, device_of, finish, memory_of
 from golden import load_initial_weights
 from gradients import share
-from record import RECORD_VERSION, RunDirectory, digest, digest_lines, flat, global_norm, rank_info, real
-from record import resident_bytes_max, sketch, square_sum, tree_sum
+from objective import Objective
+from record import RECORD_VERSION, RunDirectory, digest, digest_line, digest_lines, flat, global_norm, rank_info, real
+from record import resident_bytes_max, sketch, spelled, square_sum
 from schedule import learning_rate
 from world import gather, gather_numbers, join, leave
 
@@ -28,20 +30,22 @@ def run(golden, arguments, world):
     torch.utils.deterministic.fill_uninitialized_memory = False
     device = device_of(arguments.device, config, world)
     join(world, arguments.timeout_s, BACKENDS[arguments.device])
+    source = data.source(golden)
     model = models.build(config, load_initial_weights(golden), device)
     engine = engines.build(arguments.engine, model, config, world, arguments.accumulate)
     last_step = arguments.steps or len(golden.samples)
     ranks = gather(rank_of(engine, config, world, device), world)
     manifest = manifest_of(golden, arguments, world, ranks, engine.versions())
     directory = RunDirectory(arguments.run_dir, manifest) if world.rank == 0 else None
-    digests = Digests(directory, world, config["record"], last_step)
     owned = share(config["batch"]["micro_batches"], world.size, world.rank)
-    source = data.source(golden)
-    batches = data.batches(source, golden.samples[:last_step], owned, device)
-    targets = source.targets(config["batch"]["micro_batches"] * config["batch"]["micro_batch_size"])
+    digests = Digests(directory, world, config["record"], last_step, owned)
+    samples = golden.samples[:last_step]
+    batches = data.batches(source, samples, golden.manifest["data"]["train_samples"], owned, device)
     digests.write(0, "parameters", engine.named)
     for step in range(1, last_step + 1):
-        line = train_step(golden, step, batches[step - 1], targets, engine, digests, world, device)
+        # Every rank knows all sample ids, so counting the global batch's targets takes no communication.
+        objective = Objective(model.terms, source.targets([i for ids in samples[step - 1] for i in ids]))
+        line = train_step(golden, step, batches[step - 1], objective, engine, digests, world, device)
         if directory:
             directory.write("samples", [{"step": step, "micro_batches": golden.samples[step - 1]}])
             directory.write("metrics", [line])
@@ -53,8 +57,8 @@ def run(golden, arguments, world):
     leave(world)
 
 
-def train_step(golden, step, batches, tokens, engine, digests, world, device):
-    """One update on this rank's micro-batches of `tokens` targets in all; returns its line of metrics.jsonl.
+def train_step(golden, step, batches, objective, engine, digests, world, device):
+    """One update on this rank's micro-batches; returns its line of metrics.jsonl.
 
     The clock stops before ranks exchange what the line needs (losses, memory) and before norms that nothing but the
     record wants: a step's time is its training, and digests where they are due.
@@ -63,7 +67,9 @@ def train_step(golden, step, batches, tokens, engine, digests, world, device):
     samples = batch["micro_batches"] * batch["micro_batch_size"]
     lr = learning_rate(config["schedule"], config["optim"]["lr"], step)
     clock = Clock()
-    local_losses = engine.gradient(batches, tokens, clock.seconds)
+    digests.write_data(step, batches)
+    clock.lap("record")
+    shares = engine.gradient(batches, objective, clock.seconds)
     clock.lap(None)
     for index, gradients in enumerate(engine.local_gradients() if digests.local_gradients else []):
         digests.write(step, "local_gradient", gradients, micro_batch=index)
@@ -76,16 +82,16 @@ def train_step(golden, step, batches, tokens, engine, digests, world, device):
     parameter_norm = digests.write(step, "parameters", engine.named)
     clock.lap("record")
     seconds = clock.seconds | {"total": clock.total()}
-    gathered = gather_numbers([resident_bytes_max(), *local_losses], 1 + batch["micro_batches"], world)
-    losses = [loss for numbers in gathered for loss in numbers[1:]]
+    tokens, width = sum(objective.targets), 1 + len(objective.names)
+    gathered = gather_numbers([resident_bytes_max(), *chain(*shares)], 1 + batch["micro_batches"] * width, world)
+    numbers = [number for of_rank in gathered for number in of_rank[1:]]
     if gradient_norm is None:
         gradient_norm = engine.gradient_norm()
         parameter_norm = torch.nn.utils.get_total_norm([parameter.detach() for _, parameter in engine.named]).item()
     return {
         "step": step,
         "epoch": (step - 1) * samples // golden.manifest["data"]["train_samples"],
-        "loss": real(tree_sum(losses)),
-        "micro_batch_losses": [real(loss) for loss in losses],
+        **objective.recorded([numbers[i : i + width] for i in range(0, len(numbers), width)]),
         "gradient_norm": real(gradient_norm),
         "parameter_norm": real(parameter_norm),
         "clip_coefficient": 1.0,
@@ -93,7 +99,7 @@ def train_step(golden, step, batches, tokens, engine, digests, world, device):
         "tokens": tokens,
         "tokens_per_second": tokens / seconds["total"],
         "seconds": seconds,
-        "resident_bytes_max": int(max(numbers[0] for numbers in gathered)),
+        "resident_bytes_max": int(max(of_rank[0] for of_rank in gathered)),
         **memory_of(device),
     }
 
@@ -118,8 +124,9 @@ class Clock:
 class Digests:
     """Gathers every rank's digests and norms where they are due; rank 0 writes them."""
 
-    def __init__(self, directory, world, record, last_step):
-        self.directory, self.world = directory, world
+    def __init__(self, directory, world, record, last_step, owned):
+        """`owned` are the numbers of this rank's micro-batches."""
+        self.directory, self.world, self.owned = directory, world, owned
         self.every, self.last_step, self.local_gradients = record["digests_every"], last_step, record["local_gradients"]
         self.sketches = record.get("sketches", False)
 
@@ -143,6 +150,25 @@ class Digests:
         if self.directory:
             self.directory.write("digests", digest_lines(step, phase, per_rank))
         return global_norm(squares)
+
+    def write_data(self, step, batches):
+        """Digests of what each micro-batch is made of, if they are due. As numbers in fp32: tokens and classes are small enough
+        to be exact."""
+        if not self.is_due(step):
+            return
+        entries = []
+        for index, batch in zip(self.owned, batches, strict=True):
+            for name, tensor in batch.items():
+                elements = flat(tensor.float())
+                entries.append((name, index, digest(elements), math.sqrt(square_sum(elements)), None))
+        per_rank = gather(entries, self.world)
+        if self.directory:
+            lines = [
+                digest_line(step, "data", spelled(entry), [[rank, rank]])
+                for rank, entries in enumerate(per_rank)
+                for entry in entries
+            ]
+            self.directory.write("digests", lines)
 
 
 def rank_of(engine, config, world, device):

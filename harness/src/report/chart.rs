@@ -194,7 +194,10 @@ fn name_series(svg: &str, series: &[Series]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Targets;
     use proptest::prelude::*;
+
+    const LOSS: Quantity = Quantity::Loss(Targets::Tokens);
 
     fn series<'a>(points: &'a [Point], class: &str) -> Series<'a> {
         Series { points, class: class.into(), is_reference: class == "golden" }
@@ -203,7 +206,7 @@ mod tests {
     #[test]
     fn every_series_can_be_styled_and_the_reference_lies_below() {
         let (a, b) = ([(1.0, 2.0), (2.0, 1.0)], [(1.0, 2.0), (2.0, 3.0)]);
-        let chart = Chart::draw(&Quantity::Loss, &[series(&a, "passed"), series(&b, "golden")]).unwrap();
+        let chart = Chart::draw(&LOSS, &[series(&a, "passed"), series(&b, "golden")]).unwrap();
         let golden = chart.svg.find("class=\"curve golden\" data-series=\"1\"").unwrap();
         assert!(golden < chart.svg.find("class=\"curve passed\" data-series=\"0\"").unwrap());
         assert!(!chart.svg.contains("#01"), "{}", chart.svg);
@@ -212,8 +215,8 @@ mod tests {
 
     #[test]
     fn nothing_to_draw_is_no_chart() {
-        assert_eq!(Chart::draw(&Quantity::Loss, &[]), None);
-        assert_eq!(Chart::draw(&Quantity::Loss, &[series(&[(1.0, f64::NAN)], "passed")]), None);
+        assert_eq!(Chart::draw(&LOSS, &[]), None);
+        assert_eq!(Chart::draw(&LOSS, &[series(&[(1.0, f64::NAN)], "passed")]), None);
     }
 
     #[test]

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lockstep_record::{LossTerm, Real, RunDir, StepLine, read_lines};
+use lockstep_record::{LossTerm, Manifest, Real, RunDir, StepLine, read_lines};
 use serde::{Deserialize, Serialize};
 
-use crate::compare::{Join, in_order};
+use crate::compare::{Join, in_order, read_manifest};
 
 /// Points of a curve; longer runs are thinned out.
 const POINTS_MAX: usize = 400;
@@ -20,10 +20,35 @@ const TERMS_MAX: usize = 8;
 /// Step and value.
 pub type Point = (f64, f64);
 
+/// What a loss is the mean over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Targets {
+    Tokens,
+    Images,
+    /// Those of several losses, which it is the sum of.
+    Several,
+    /// Another trainer's, or a file's that nobody knows.
+    #[default]
+    Unknown,
+}
+
+impl Targets {
+    /// By `data.kind`, where the manifest's configuration has one.
+    fn of(manifest: &Manifest) -> Self {
+        match manifest.config.pointer("/data/kind").and_then(|kind| kind.as_str()) {
+            Some("text") => Self::Tokens,
+            Some("images") => Self::Images,
+            Some("arm") => Self::Several,
+            _ => Self::Unknown,
+        }
+    }
+}
+
 /// What a chart is of.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Quantity {
-    Loss,
+    Loss(Targets),
     /// One of the losses that the loss is the weighted sum of, by name.
     LossTerm(String),
     GradientNorm,
@@ -35,16 +60,18 @@ pub enum Quantity {
 impl Quantity {
     /// What there is to draw of some runs, in the order of the page: the terms of a loss come beside it.
     pub fn of<'a>(runs: impl IntoIterator<Item = &'a Curves>) -> Vec<Self> {
-        let names: BTreeSet<&String> = runs.into_iter().flat_map(|run| run.loss_terms.keys()).collect();
+        let runs: Vec<&Curves> = runs.into_iter().collect();
+        let names: BTreeSet<&String> = runs.iter().flat_map(|run| run.loss_terms.keys()).collect();
+        let loss = Self::Loss(targets_of(&runs));
         let terms = names.into_iter().take(TERMS_MAX).cloned().map(Self::LossTerm);
         let rest = [Self::GradientNorm, Self::ParameterNorm, Self::Divergence];
-        std::iter::once(Self::Loss).chain(terms).chain(rest).collect()
+        std::iter::once(loss).chain(terms).chain(rest).collect()
     }
 
     /// Heading of its chart.
     pub fn title(&self) -> String {
         match self {
-            Self::Loss => "Loss".into(),
+            Self::Loss(_) => "Loss".into(),
             Self::LossTerm(name) => format!("Loss: {name}"),
             Self::GradientNorm => "Gradient norm".into(),
             Self::ParameterNorm => "Parameter norm".into(),
@@ -55,7 +82,13 @@ impl Quantity {
     /// What its numbers are.
     pub fn unit(&self) -> &'static str {
         match self {
-            Self::Loss => "nats per token",
+            Self::Loss(Targets::Tokens) => "nats per token",
+            Self::Loss(Targets::Images) => "nats per image",
+            Self::Loss(Targets::Several) => "weighted sum of several losses",
+            Self::Loss(Targets::Unknown) => "mean over its targets",
+            // As docs/models.md names the vla's.
+            Self::LossTerm(name) if name == "ar" => "nats per token, before its weight",
+            Self::LossTerm(name) if name == "fm" => "mean squared error, before its weight",
             Self::LossTerm(_) => "mean over its targets, before its weight",
             Self::GradientNorm => "before clipping",
             Self::ParameterNorm => "after the update",
@@ -64,10 +97,22 @@ impl Quantity {
     }
 }
 
+/// What the losses of one chart are means over: runs that disagree have no unit in common.
+fn targets_of(runs: &[&Curves]) -> Targets {
+    if runs.iter().any(|run| !run.loss_terms.is_empty()) {
+        return Targets::Several;
+    }
+    let mut drawn = runs.iter().filter(|run| !run.loss.is_empty()).map(|run| run.targets);
+    let first = drawn.next().unwrap_or_default();
+    if drawn.all(|targets| targets == first) { first } else { Targets::Unknown }
+}
+
 /// The curves of one run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Curves {
     pub loss: Vec<Point>,
+    #[serde(default)]
+    pub targets: Targets,
     /// Of a model with more than one loss.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub loss_terms: BTreeMap<String, Vec<Point>>,
@@ -80,7 +125,7 @@ pub struct Curves {
 impl Curves {
     pub fn of(&self, quantity: &Quantity) -> &[Point] {
         match quantity {
-            Quantity::Loss => &self.loss,
+            Quantity::Loss(_) => &self.loss,
             Quantity::LossTerm(name) => self.loss_terms.get(name).map_or(&[], Vec::as_slice),
             Quantity::GradientNorm => &self.gradient_norm,
             Quantity::ParameterNorm => &self.parameter_norm,
@@ -104,7 +149,8 @@ pub fn read_curves(run: &RunDir, golden: Option<&RunDir>) -> Curves {
     let [loss, gradient_norm, parameter_norm] = curves.map(Thinned::finish);
     let loss_terms = terms.into_iter().map(|(name, curve)| (name, curve.finish())).collect();
     let divergence = golden.map(|golden| divergence(golden, run)).unwrap_or_default();
-    Curves { loss, loss_terms, gradient_norm, parameter_norm, divergence }
+    let targets = read_manifest(&run.manifest()).map_or(Targets::Unknown, |manifest| Targets::of(&manifest));
+    Curves { loss, targets, loss_terms, gradient_norm, parameter_norm, divergence }
 }
 
 /// Names beyond the first few are left out.
@@ -270,6 +316,27 @@ mod tests {
         assert_eq!(titles[..3], ["Loss", "Loss: 001", "Loss: 002"]);
         assert_eq!(titles.len(), TERMS_MAX + 4);
         assert_eq!(Quantity::of([&other]).len(), 4);
+    }
+
+    #[test]
+    fn a_unit_is_that_of_all_runs_of_a_chart() {
+        let run = |targets| Curves { loss: vec![(1.0, 2.0)], targets, ..Curves::default() };
+        let unit = |runs: &[Curves]| Quantity::of(runs)[0].unit();
+        assert_eq!(unit(&[run(Targets::Tokens), run(Targets::Tokens)]), "nats per token");
+        assert_eq!(unit(&[run(Targets::Images)]), "nats per image");
+        // What could not be run has no say.
+        assert_eq!(unit(&[run(Targets::Tokens), Curves::default()]), "nats per token");
+        assert_eq!(unit(&[run(Targets::Tokens), run(Targets::Images)]), "mean over its targets");
+        let loss_terms = [("ar".into(), Vec::new()), ("fm".into(), Vec::new()), ("x".into(), Vec::new())];
+        let units: Vec<_> =
+            Quantity::of([&Curves { loss_terms: loss_terms.into(), ..run(Targets::Unknown) }])
+                .iter()
+                .map(Quantity::unit)
+                .collect();
+        assert_eq!(units[0], "weighted sum of several losses");
+        assert_eq!(units[1], "nats per token, before its weight");
+        assert_eq!(units[2], "mean squared error, before its weight");
+        assert_eq!(units[3], "mean over its targets, before its weight");
     }
 
     #[test]

@@ -19,7 +19,7 @@ mod view;
 pub use cell::{Cell, Outcome};
 pub use chart::{Chart, Series};
 pub use comparison::{comparison_json, comparison_text};
-pub use curves::{Curves, Quantity, read_curves};
+pub use curves::{Curves, Quantity, Targets, read_curves};
 pub use files::report_json;
 pub use html::html;
 pub use junit::junit;
