@@ -87,7 +87,7 @@ const ALIGNMENT: usize = 256;
 pub struct DeviceMemory {
     device: usize,
     buffer: DeviceBuffer,
-    /// Where in the buffer the messages to be received begin; none for those that are received in place.
+    /// Where in the buffer the messages to be received begin; none of those that are received in place.
     offsets: Vec<Option<usize>>,
 }
 
@@ -107,9 +107,9 @@ impl Memory for DeviceMemory {
     fn place(&mut self, sends: &[Region<'_>], receives: &mut [RegionMut<'_>]) -> Result<Placed, TorchError> {
         let mut end = 0;
         let mut offset = |is_host: bool, bytes: usize| {
-            let start = end;
-            end += if is_host { bytes.next_multiple_of(ALIGNMENT) } else { 0 };
-            is_host.then_some(start)
+            let (start, is_staged) = (end, is_host && bytes > 0);
+            end += if is_staged { bytes.next_multiple_of(ALIGNMENT) } else { 0 };
+            is_staged.then_some(start)
         };
         let from: Vec<Option<usize>> =
             sends.iter().map(|send| offset(matches!(send, Region::Host(_)), send.len())).collect();
