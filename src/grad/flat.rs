@@ -165,10 +165,9 @@ impl Flat {
         }
     }
 
-    /// All of it as one place.
-    pub fn region_mut(&mut self) -> RegionMut<'_> {
-        let all = 0..self.len();
-        self.regions_mut(&[all]).remove(0)
+    /// One place to receive in.
+    pub fn region_mut(&mut self, range: &Range<usize>) -> RegionMut<'_> {
+        self.regions_mut(std::slice::from_ref(range)).remove(0)
     }
 
     /// A second handle of the same memory, for another thread. Whoever makes one sees to it that the memory is not
@@ -283,7 +282,7 @@ mod tests {
         for home in [Home::Host, DEVICE] {
             let mut flat = Flat::zeros(home, 0);
             assert_eq!(flat.view(0..0).numel(), 0);
-            assert!(flat.region(&(0..0)).is_empty() && flat.region_mut().is_empty());
+            assert!(flat.region(&(0..0)).is_empty() && flat.region_mut(&(0..0)).is_empty());
             assert!(flat.read(0..0).unwrap().is_empty());
         }
     }

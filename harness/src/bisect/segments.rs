@@ -55,6 +55,7 @@ pub mod tests {
             mutation: None,
             perturbation: None,
             backend: "mpi".into(),
+            buckets: None,
             nccl: None,
             threads_per_rank: 1,
             cpu_capability: "AVX2".into(),
