@@ -52,8 +52,8 @@ pub fn merge(slots: &mut [Tensor], merges: &[Merge], format: Option<Format>) -> 
 
 /// `sum += other`, rounded to a 16-bit format if there is one.
 fn add(sum: &mut Tensor, other: &Tensor, format: Option<Format>) -> Result<(), TorchError> {
-    // The result is another handle of `sum`.
-    let _ = sum.f_add_(other)?;
+    // What comes back is another handle of `sum`.
+    drop(sum.f_add_(other)?);
     match format {
         None => Ok(()),
         Some(format) => Ok(sum.f_copy_(&sum.f_to_kind(format.kind())?)?),

@@ -131,9 +131,8 @@ impl Flat {
         match self.home {
             _ if factor == 1.0 => {}
             Home::Host => self.as_mut_slice()[range.clone()].iter_mut().for_each(|value| *value *= factor),
-            Home::Device(_) => {
-                self.view(range.clone()).f_mul_scalar_(f64::from(factor))?;
-            }
+            // What comes back is another handle of the view.
+            Home::Device(_) => drop(self.view(range.clone()).f_mul_scalar_(f64::from(factor))?),
         }
         Ok(())
     }

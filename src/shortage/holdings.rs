@@ -216,8 +216,11 @@ mod tests {
     /// Over NCCL, and of a process alone.
     #[test]
     fn on_a_gpu_everything_lies_there() {
-        let gpu = |config| holdings(&Needs { computes_on: Place::Gpu, buckets_in: Place::Gpu, ..needs(config) });
-        let all = gpu(&config(&[]));
+        let gpu = |sets: &[&str]| {
+            let config = config(sets);
+            holdings(&Needs { computes_on: Place::Gpu, buckets_in: Place::Gpu, ..needs(&config) })
+        };
+        let all = gpu(&[]);
         let there = |what| bytes_of(&all, Place::Gpu, what);
         assert_eq!((there("parameters (the largest"), there("copies of the parameters")), (Some(4000), None));
         assert_eq!((there("optimizer state"), there("one micro-batch's gradient")), (Some(6400), Some(3200)));
@@ -225,7 +228,7 @@ mod tests {
         let of_the_host: Vec<_> = all.iter().filter(|holding| holding.place == Place::Host).collect();
         assert_eq!(of_the_host.len(), 1);
         assert_eq!((of_the_host[0].what.as_str(), of_the_host[0].bytes), ("copies for a checkpoint", 10_400 / 4));
-        let compressed = gpu(&config(&["parallel.strategy=ddp", "parallel.compression=bf16"]));
+        let compressed = gpu(&["parallel.strategy=ddp", "parallel.compression=bf16"]);
         assert!(bytes_of(&compressed, Place::Host, "messages").is_some());
     }
 
