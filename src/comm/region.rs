@@ -197,7 +197,7 @@ mod tests {
         let mut tensor = Tensor::zeros([4], (Kind::Float, Device::Cpu));
         let error = Region::on_device(&tensor, &(1..3)).host("reduce-scatter").unwrap_err().to_string();
         assert!(error.starts_with("reduce-scatter: ") && error.contains("this is a bug"), "{error}");
-        assert!(RegionMut::on_device(&mut tensor, &[0..4])[0].host("all-gather").is_err());
+        assert!(RegionMut::on_device(&mut tensor, &[0..2, 2..4])[1].host("all-gather").is_err());
         assert_eq!(Region::of(&[1u16, 2]).host("").unwrap(), [1, 0, 2, 0]);
     }
 }

@@ -173,12 +173,7 @@ impl Accumulator {
     ///
     /// # Panics
     /// If the parameter has brought its gradient already: autograd calls once.
-    pub fn add(
-        &mut self,
-        layout: &Layout,
-        parameter: usize,
-        gradient: Tensor,
-    ) -> Result<bool, TorchError> {
+    pub fn add(&mut self, layout: &Layout, parameter: usize, gradient: Tensor) -> Result<bool, TorchError> {
         assert!(std::mem::replace(&mut self.missing[parameter], false), "parameter {parameter} came twice");
         let slot = &layout.slots[parameter];
         let gradient = self.planted(parameter, gradient);

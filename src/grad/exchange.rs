@@ -153,8 +153,7 @@ impl Exchange {
         }
         let others = || (0..shards.len()).filter(|&rank| rank != self.rank);
         let chunks = |to: usize| {
-            (0..self.held[self.rank])
-                .map(move |index| Outgoing { to, region: subtree(index, &shards[to]) })
+            (0..self.held[self.rank]).map(move |index| Outgoing { to, region: subtree(index, &shards[to]) })
         };
         let from = others().flat_map(|rank| std::iter::repeat_n(rank, self.held[rank]));
         let recvs = from.zip(places).map(|(from, region)| Incoming { from, region });

@@ -227,7 +227,10 @@ mod tests {
         assert!(there("sums of gradients").is_some() && there("messages").is_some());
         let of_the_host: Vec<_> = all.iter().filter(|holding| holding.place == Place::Host).collect();
         assert_eq!(of_the_host.len(), 1);
-        assert_eq!((of_the_host[0].what.as_str(), of_the_host[0].bytes), ("copies for a checkpoint", 10_400 / 4));
+        assert_eq!(
+            (of_the_host[0].what.as_str(), of_the_host[0].bytes),
+            ("copies for a checkpoint", 10_400 / 4)
+        );
         let compressed = gpu(&["parallel.strategy=ddp", "parallel.compression=bf16"]);
         assert!(bytes_of(&compressed, Place::Host, "messages").is_some());
     }

@@ -12,8 +12,8 @@ use crate::config::Config;
 use crate::config::schema::{NonFinite, UnusedParameters};
 use crate::data::{Split, StepSamples};
 use crate::grad::accumulate::Accumulator;
-use crate::grad::unused::{self, ParameterSet, Usage};
 use crate::grad::flat;
+use crate::grad::unused::{self, ParameterSet, Usage};
 use crate::launch::Failure;
 use crate::metrics::Fingerprint;
 use crate::model::Dropout;
@@ -137,7 +137,8 @@ fn backward(
         None => gradient.shallow_clone(),
         Some(inverse) => gradient * f64::from(inverse),
     };
-    let Session { hooks, accumulator, reducer, layout, optimizer, parameters, perturbation, home, .. } = session;
+    let Session { hooks, accumulator, reducer, layout, optimizer, parameters, perturbation, home, .. } =
+        session;
     let (none, perturbation) = (ParameterSet::default(), *perturbation);
     let update = |bucket: usize| {
         let prepared = || optimizer.prepare(layout, bucket, &none, step, rate);

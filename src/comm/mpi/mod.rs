@@ -325,8 +325,7 @@ impl Comm for MpiComm {
     fn all_reduce_native(&self, mut buffer: RegionMut<'_>) -> Result<(), CommError> {
         let operation = "all-reduce";
         let buffer = buffer.host(operation)?;
-        let send: Vec<f32> =
-            buffer.as_chunks().0.iter().map(|&number| f32::from_ne_bytes(number)).collect();
+        let send: Vec<f32> = buffer.as_chunks().0.iter().map(|&number| f32::from_ne_bytes(number)).collect();
         let elements = count(operation, send.len())?;
         self.run(self.data(operation, send.len()), Lengths::Equal, |request| unsafe {
             ffi::MPI_Iallreduce(

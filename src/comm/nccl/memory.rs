@@ -128,9 +128,8 @@ impl Memory for DeviceMemory {
         let source = |(send, at): (&Region, &Option<usize>)| {
             at.map_or_else(|| send.address(), |at| staged(at).cast_const())
         };
-        let target = |(receive, at): (&mut RegionMut, &Option<usize>)| {
-            at.map_or_else(|| receive.address(), staged)
-        };
+        let target =
+            |(receive, at): (&mut RegionMut, &Option<usize>)| at.map_or_else(|| receive.address(), staged);
         Ok(Placed {
             sends: sends.iter().zip(&from).map(source).collect(),
             receives: receives.iter_mut().zip(&self.offsets).map(target).collect(),

@@ -129,8 +129,10 @@ impl NcclComm {
         let expected = (size * (size + 1) / 2) as f32;
         let own = (rank as u64).to_le_bytes();
         let mut others = vec![[0u8; 8]; size];
-        let sends: Vec<Outgoing> =
-            (0..size).filter(|&to| to != rank).map(|to| Outgoing { to, region: Region::Host(&own) }).collect();
+        let sends: Vec<Outgoing> = (0..size)
+            .filter(|&to| to != rank)
+            .map(|to| Outgoing { to, region: Region::Host(&own) })
+            .collect();
         let mut recvs: Vec<Incoming> = others
             .iter_mut()
             .enumerate()

@@ -184,10 +184,16 @@ impl DataPlane {
     /// Rank `root`'s bytes to everybody.
     pub fn broadcast(&self, pace: Pace, root: usize, mut bytes: RegionMut<'_>) -> Result<(), CommError> {
         let send = bytes.host("broadcast")?.to_vec();
-        self.run("broadcast", pace, &[Region::Host(&send)], &mut [bytes], |table, comm, stream, placed| unsafe {
-            let (from, to) = (placed.sends[0], placed.receives[0]);
-            (table.broadcast)(from, to, send.len(), DataType::Uint8, root as c_int, comm, stream)
-        })
+        self.run(
+            "broadcast",
+            pace,
+            &[Region::Host(&send)],
+            &mut [bytes],
+            |table, comm, stream, placed| unsafe {
+                let (from, to) = (placed.sends[0], placed.receives[0]);
+                (table.broadcast)(from, to, send.len(), DataType::Uint8, root as c_int, comm, stream)
+            },
+        )
     }
 }
 
