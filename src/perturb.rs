@@ -16,6 +16,7 @@ use crate::grad::flat;
 use crate::launch::Failure;
 use crate::random::Stream;
 use crate::session::Session;
+use crate::torch::TorchError;
 
 /// In place of the micro-batch, for what belongs to none.
 const NO_MICRO_BATCH: u32 = u32::MAX;
@@ -27,11 +28,11 @@ pub fn gradient(
     parameter: usize,
     micro_batch: usize,
     step: u64,
-) -> Tensor {
-    let mut values = flat::elements(gradient).to_vec();
+) -> Result<Tensor, TorchError> {
+    let mut values = flat::values(gradient)?.into_owned();
     let stream = Stream::perturbation(perturbation.seed, parameter as u32, micro_batch as u32, step as u32);
     shift(&mut values, &stream, perturbation.unit);
-    Tensor::from_slice(&values)
+    Ok(Tensor::f_from_slice(&values)?.f_to_device(gradient.device())?)
 }
 
 /// Moves the trained parameters after `step`, if they are to be moved: on all ranks alike.
@@ -40,8 +41,9 @@ pub fn parameters(session: &mut Session, step: u64) -> Result<(), Failure> {
     session.reducer.arrive_all()?;
     for parameter in session.layout.trained() {
         let slot = &session.layout.slots[parameter];
-        let values = &mut session.parameters.buffers_mut()[slot.bucket].as_mut_slice()[slot.range()];
-        shift(values, &Stream::perturbation(seed, parameter as u32, NO_MICRO_BATCH, step as u32), unit);
+        let stream = Stream::perturbation(seed, parameter as u32, NO_MICRO_BATCH, step as u32);
+        let bucket = &mut session.parameters.buffers_mut()[slot.bucket];
+        bucket.edit(slot.range(), |values| shift(values, &stream, unit))?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! NCCL without a GPU: the whole path under real mpirun, over a test double of the library that ranks load in its place.
 
 mod acceptance;
+mod buckets;
 mod matrix;
 mod refused;
 

@@ -2,6 +2,7 @@
 //! them.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use lockstep_record::{
@@ -10,7 +11,7 @@ use lockstep_record::{
 
 use super::{Archive, CheckpointError, Tensors, model_tensor, optimizer_tensor};
 use crate::comm::{Comm, agree};
-use crate::grad::flat;
+use crate::grad::flat::{self, Flat};
 use crate::grad::layout::overlap;
 use crate::mutate::{Mutation, active};
 use crate::precision::is_usable;
@@ -123,11 +124,13 @@ fn fill(archive: &Archive, tensors: &mut Tensors) -> Result<(), String> {
     for (index, spec) in tensors.layout.parameters.iter().enumerate() {
         let slot = &tensors.layout.slots[index];
         let model = entry(&model_tensor(&spec.name))?;
-        let parameter = &mut tensors.parameters[slot.bucket].as_mut_slice()[slot.range()];
-        reader.copy(model, 0..slot.elements, parameter)?;
-        if tensor_digest(block_digests(flat::bytes(parameter), BLOCK_BYTES)) != model.digest {
-            return Err(format!("{} does not have the digest that it was saved with", model.name));
-        }
+        set(&mut tensors.parameters[slot.bucket], slot.range(), |parameter| {
+            reader.copy(model, 0..slot.elements, parameter)?;
+            match tensor_digest(block_digests(flat::bytes(parameter), BLOCK_BYTES)) == model.digest {
+                true => Ok(()),
+                false => Err(format!("{} does not have the digest that it was saved with", model.name)),
+            }
+        })?;
         if active(Mutation::ForgetOptimizer) {
             continue;
         }
@@ -142,16 +145,27 @@ fn fill(archive: &Archive, tensors: &mut Tensors) -> Result<(), String> {
         let start = owned[slot.bucket].start;
         for (kind, name) in tensors.optimizer.state_names().iter().enumerate() {
             let state = entry(&optimizer_tensor(name, &spec.name))?;
-            let place = &mut tensors.optimizer.state_mut(kind)[slot.bucket].as_mut_slice();
-            let place = &mut place[mine.start - start..mine.end - start];
             if active(Mutation::HalfTheOptimizer) && kind == 1 {
                 continue;
             }
-            reader.copy(state, wanted.clone(), place)?;
-            if active(Mutation::BitFlipOnLoad) && (index, kind, mine.start) == (0, 0, slot.offset) {
-                place[0] = f32::from_bits(place[0].to_bits() ^ (1 << 20));
-            }
+            let buffer = &mut tensors.optimizer.state_mut(kind)[slot.bucket];
+            set(buffer, mine.start - start..mine.end - start, |place| {
+                reader.copy(state, wanted.clone(), place)?;
+                if active(Mutation::BitFlipOnLoad) && (index, kind, mine.start) == (0, 0, slot.offset) {
+                    place[0] = f32::from_bits(place[0].to_bits() ^ (1 << 20));
+                }
+                Ok(())
+            })?;
         }
     }
     Ok(())
+}
+
+/// Sets some elements of a buffer, wherever it lies.
+fn set(
+    buffer: &mut Flat,
+    range: Range<usize>,
+    work: impl FnOnce(&mut [f32]) -> Result<(), String>,
+) -> Result<(), String> {
+    buffer.overwrite(range, work).map_err(|error| error.to_string())?
 }

@@ -1,5 +1,6 @@
 //! Saving: each rank its file, then one manifest and one rename by rank 0.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::ops::Range;
@@ -19,6 +20,7 @@ use crate::config::schema::Checkpoint;
 use crate::files;
 use crate::grad::flat;
 use crate::mutate::{Mutation, active};
+use crate::torch::TorchError;
 
 /// One piece as its writer reports it to rank 0.
 #[derive(Serialize, Deserialize)]
@@ -74,7 +76,7 @@ fn write_shard(
     mine: &[Range<usize>],
 ) -> Result<(CheckpointFile, Vec<Written>), String> {
     let path = folder.join(name);
-    let (entries, written) = entries(name, tensors, mine);
+    let (entries, written) = entries(name, tensors, mine).map_err(|error| error.to_string())?;
     let views = entries.iter().map(|(key, values)| {
         let view = TensorView::new(Dtype::F32, vec![values.len()], flat::bytes(values));
         view.map(|view| (key, view)).map_err(|error| error.to_string())
@@ -87,15 +89,20 @@ fn write_shard(
     Ok((CheckpointFile { name: name.to_owned(), bytes, blake3 }, written))
 }
 
-type Entries<'a> = Vec<(String, &'a [f32])>;
+/// From a device they are copies.
+type Entries<'a> = Vec<(String, Cow<'a, [f32]>)>;
 
-fn entries<'a>(file: &str, tensors: &'a Tensors, mine: &[Range<usize>]) -> (Entries<'a>, Vec<Written>) {
+fn entries<'a>(
+    file: &str,
+    tensors: &'a Tensors,
+    mine: &[Range<usize>],
+) -> Result<(Entries<'a>, Vec<Written>), TorchError> {
     let (mut entries, mut written) = (Vec::new(), Vec::new());
     let owned = tensors.optimizer.owned();
     for part in tensors.layout.parts(mine) {
         let spec = &tensors.layout.parameters[part.parameter];
         let offset = if active(Mutation::PieceOffset) { 0 } else { part.offset };
-        let mut add = |tensor: String, values: &'a [f32]| {
+        let mut add = |tensor: String, values: Cow<'a, [f32]>| {
             let key = format!("{tensor}@{offset}");
             written.push(Written {
                 tensor,
@@ -106,11 +113,11 @@ fn entries<'a>(file: &str, tensors: &'a Tensors, mine: &[Range<usize>]) -> (Entr
                     offset: offset as u64,
                     length: values.len() as u64,
                 },
-                blocks: block_digests(flat::bytes(values), BLOCK_BYTES),
+                blocks: block_digests(flat::bytes(&values), BLOCK_BYTES),
             });
             entries.push((key, values));
         };
-        let values = &tensors.parameters[part.bucket].as_slice()[part.range.clone()];
+        let values = tensors.parameters[part.bucket].read(part.range.clone())?;
         add(model_tensor(planted::name(&spec.name)), planted::values(values));
         if tensors.layout.buckets[part.bucket].frozen {
             continue;
@@ -118,11 +125,12 @@ fn entries<'a>(file: &str, tensors: &'a Tensors, mine: &[Range<usize>]) -> (Entr
         let start = owned[part.bucket].start;
         for (index, kind) in tensors.optimizer.state_names().iter().enumerate() {
             let index = if active(Mutation::WrongStateSaved) { 0 } else { index };
-            let state = tensors.optimizer.state(index)[part.bucket].as_slice();
-            add(optimizer_tensor(kind, &spec.name), &state[part.range.start - start..part.range.end - start]);
+            let state = &tensors.optimizer.state(index)[part.bucket];
+            let values = state.read(part.range.start - start..part.range.end - start)?;
+            add(optimizer_tensor(kind, &spec.name), values);
         }
     }
-    (entries, written)
+    Ok((entries, written))
 }
 
 /// Writes the manifest and gives the folder its name.

@@ -8,6 +8,7 @@ mod inquiry;
 mod mpi;
 pub mod nccl;
 mod patience;
+mod region;
 mod side_channel;
 mod solo;
 mod watchdog;
@@ -17,7 +18,12 @@ pub use self::mpi::MpiComm;
 pub use ::mpi::Threading;
 pub use doing::ranks_text;
 use lockstep_record::RunDir;
+pub use region::{Region, RegionMut};
 pub use solo::SoloComm;
+use tch::Device;
+
+use crate::grad::home::Home;
+use crate::torch::TorchError;
 
 /// A collective that failed on this rank.
 #[derive(Debug, thiserror::Error)]
@@ -38,18 +44,21 @@ pub enum CommError {
     /// All ranks have this error, and no data have moved.
     #[error("{message}\nNo data have moved; this is a bug, found by parallel.check_collectives")]
     Mismatch { message: String },
+    /// What is done with a bucket before it travels, or after.
+    #[error(transparent)]
+    Arithmetic(#[from] TorchError),
 }
 
-/// Bytes for another rank.
+/// A message to another rank.
 pub struct Outgoing<'a> {
     pub to: usize,
-    pub bytes: &'a [u8],
+    pub region: Region<'a>,
 }
 
 /// A place for what another rank sends.
 pub struct Incoming<'a> {
     pub from: usize,
-    pub bytes: &'a mut [u8],
+    pub region: RegionMut<'a>,
 }
 
 /// What the strategies are made of. All ranks make the same calls in the same order; each call returns when this
@@ -64,6 +73,11 @@ pub trait Comm {
 
     /// As the run record spells it: `solo`, `mpi`, `nccl`, `nccl-double`.
     fn name(&self) -> &'static str;
+
+    /// Where buckets should lie if the model computes on `device`: only from and to there does this move them.
+    fn home(&self, _device: Device) -> Home {
+        Home::Host
+    }
 
     /// The same ranks once more, for a communication thread: what is called there and here does not mix. None where
     /// there is nobody to talk to, or where the library lets only one thread talk.
@@ -113,14 +127,14 @@ pub trait Comm {
     /// Bytes that this rank has sent in [`Comm::exchange`] so far.
     fn bytes_sent(&self) -> u64;
 
-    /// Sums `buffer` over all ranks in an order of the library's choice.
-    fn all_reduce_native(&self, buffer: &mut [f32]) -> Result<(), CommError>;
+    /// Sums fp32 numbers over all ranks, in place, in an order of the library's choice.
+    fn all_reduce_native(&self, buffer: RegionMut<'_>) -> Result<(), CommError>;
 
-    /// Sums `send` over all ranks in an order of the library's choice; rank r gets `counts[r]` elements of it.
+    /// Sums fp32 numbers over all ranks in an order of the library's choice; rank r gets `counts[r]` of them.
     fn reduce_scatter_native(
         &self,
-        send: &[f32],
-        recv: &mut [f32],
+        send: Region<'_>,
+        recv: RegionMut<'_>,
         counts: &[usize],
     ) -> Result<(), CommError>;
 

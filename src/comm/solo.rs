@@ -1,6 +1,9 @@
 //! One rank: every collective is a copy, or nothing.
 
-use super::{Comm, CommError, Incoming, Outgoing};
+use tch::Device;
+
+use super::{Comm, CommError, Incoming, Outgoing, Region, RegionMut};
+use crate::grad::home::Home;
 
 /// The communicator of a world of one process, without MPI.
 pub struct SoloComm;
@@ -16,6 +19,10 @@ impl Comm for SoloComm {
 
     fn name(&self) -> &'static str {
         "solo"
+    }
+
+    fn home(&self, device: Device) -> Home {
+        Home::beside(device)
     }
 
     fn for_another_thread(&self) -> Result<Option<Box<dyn Comm + Send>>, CommError> {
@@ -36,12 +43,18 @@ impl Comm for SoloComm {
         0
     }
 
-    fn all_reduce_native(&self, _: &mut [f32]) -> Result<(), CommError> {
+    fn all_reduce_native(&self, _: RegionMut<'_>) -> Result<(), CommError> {
         Ok(())
     }
 
-    fn reduce_scatter_native(&self, send: &[f32], recv: &mut [f32], _: &[usize]) -> Result<(), CommError> {
-        recv.copy_from_slice(send);
+    fn reduce_scatter_native(
+        &self,
+        send: Region<'_>,
+        mut recv: RegionMut<'_>,
+        _: &[usize],
+    ) -> Result<(), CommError> {
+        let operation = "reduce-scatter";
+        recv.host(operation)?.copy_from_slice(send.host(operation)?);
         Ok(())
     }
 

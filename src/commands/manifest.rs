@@ -43,6 +43,7 @@ pub fn segment(session: &Session, start: &Start) -> Result<Segment, Failure> {
         perturbation: session.perturbation,
         backend: session.comm.name().into(),
         nccl: nccl(session)?,
+        buckets: Some(session.home.name().into()),
         threads_per_rank: tch::get_num_threads() as u32,
         cpu_capability: torch::cpu_capability(),
         versions: versions(session),

@@ -47,7 +47,8 @@ pub fn describe(session: &Session) -> Result<String, Failure> {
             session.layout.trained().count()
         ),
     );
-    row("buckets", format!("{} of up to {} MiB", session.layout.buckets.len(), config.parallel.bucket_mb));
+    let (count, home) = (session.layout.buckets.len(), session.home.name());
+    row("buckets", format!("{count} of up to {} MiB, in the {home}'s memory", config.parallel.bucket_mb));
     row("precision", precision(session));
     let state = session.optimizer.state_bytes();
     row("optimizer", format!("{}, {state} bytes of state on rank 0", config.optim.kind.name()));

@@ -3,7 +3,8 @@
 //! Each wraps a strategy, replaces how a bucket's gradient is reduced, and leaves the parameters' way to it. All keep
 //! what they left out (the residual) and add it to the next step's gradient: error feedback (Seide et al. 2014, "1-bit
 //! stochastic gradient descent"; Karimireddy et al. 2019, "Error feedback fixes SignSGD"). Residuals belong to a rank and
-//! are in no checkpoint: after a resume they are zero. docs/compression.md says what all this does to bits.
+//! are in no checkpoint: after a resume they are zero. The arithmetic is the host's: what lies on a device is copied there and
+//! back. docs/compression.md says what all this does to bits.
 
 mod feedback;
 mod matrix;

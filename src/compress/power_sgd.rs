@@ -13,6 +13,7 @@ use crate::comm::{Comm, CommError};
 use crate::grad::accumulate::PartialSums;
 use crate::grad::exchange::{Exchange, all_gather};
 use crate::grad::flat::{Flat, add};
+use crate::grad::home::Home;
 use crate::grad::layout::Layout;
 use crate::mutate::{Mutation, active};
 use crate::partition::share;
@@ -95,7 +96,9 @@ impl Bucket {
             matrices.push(Matrix { parameter: parameter as u32, columns, elements, p, q, draws: 0 });
         }
         let compresses = !matrices.is_empty();
-        let buffer = |elements: usize| PartialSums::whole(Flat::zeros(if compresses { elements } else { 0 }));
+        let buffer = |elements: usize| {
+            PartialSums::whole(Flat::zeros(Home::Host, if compresses { elements } else { 0 }))
+        };
         let residual = if compresses { layout.buckets[bucket].elements } else { 0 };
         Self {
             first: buffer(p_end + others.iter().map(Range::len).sum::<usize>()),
@@ -184,7 +187,7 @@ fn sum(
     let elements = message.gradient().len();
     let shards: Vec<_> = (0..world_size).map(|rank| share(elements, world_size, rank)).collect();
     exchange.reduce_scatter(comm, message, &shards)?;
-    all_gather(comm, message.gradient_mut().as_mut_slice(), &shards)
+    all_gather(comm, message.gradient_mut().regions_mut(&shards))
 }
 
 impl Strategy for PowerSgd {
@@ -194,13 +197,13 @@ impl Strategy for PowerSgd {
         if bucket.matrices.is_empty() {
             return inner.reduce(comm, index, sums);
         }
-        sums.add_up();
-        bucket.project(sums.gradient().as_slice(), *seed);
+        sums.add_up()?;
+        let all = 0..sums.gradient().len();
+        bucket.project(&sums.gradient().read(all.clone())?, *seed);
         sum(comm, exchange, *world_size, &mut bucket.first)?;
         bucket.project_back();
         sum(comm, exchange, *world_size, &mut bucket.second)?;
-        bucket.rebuild(sums.gradient_mut().as_mut_slice());
-        Ok(())
+        Ok(sums.gradient_mut().edit(all, |gradient| bucket.rebuild(gradient))?)
     }
 
     fn publishes(&self) -> bool {

@@ -38,7 +38,7 @@ fn strategy(layout: &Layout, rank: usize) -> PowerSgd {
 
 /// What the step's gradient is made of this rank's.
 fn reduce(strategy: &mut PowerSgd, gradient: &[f32]) -> Vec<f32> {
-    let mut flat = Flat::zeros(gradient.len());
+    let mut flat = Flat::zeros(Home::Host, gradient.len());
     flat.as_mut_slice().copy_from_slice(gradient);
     let mut sums = PartialSums::whole(flat);
     strategy.reduce(&SoloComm, 0, &mut sums).unwrap();

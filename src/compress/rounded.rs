@@ -6,13 +6,14 @@
 
 use std::ops::Range;
 
-use crate::comm::{Comm, CommError};
+use crate::comm::{Comm, CommError, Region, RegionMut};
 use crate::grad::accumulate::PartialSums;
 use crate::grad::exchange::{Exchange, all_gather};
 use crate::grad::flat::Flat;
 use crate::mutate::{Mutation, active};
 use crate::precision::Format;
 use crate::strategy::{Ownership, Setting, Strategy};
+use crate::torch::TorchError;
 
 pub struct Rounded {
     inner: Box<dyn Strategy>,
@@ -26,7 +27,7 @@ pub struct Rounded {
     /// Messages: this rank's subtrees, and the others' before and after they are widened.
     outgoing: Vec<Vec<u16>>,
     incoming: Vec<u16>,
-    received: Vec<f32>,
+    received: Flat,
 }
 
 /// What rounding left out of a bucket so far.
@@ -50,18 +51,18 @@ impl Rounded {
             residuals: vec![Residuals::default(); ownership.shards().len()],
             outgoing: Vec::new(),
             incoming: Vec::new(),
-            received: Vec::new(),
+            received: Flat::default(),
         }
     }
 
     /// This rank's subtrees in 16 bits, but for its own shard, which stays here as it is.
-    fn round(&mut self, bucket: usize, sums: &PartialSums) {
+    fn round(&mut self, bucket: usize, sums: &PartialSums) -> Result<(), TorchError> {
         let mine = &self.shards[bucket][self.rank];
         let residuals = &mut self.residuals[bucket].sums;
         residuals.resize_with(sums.held().len(), Vec::new);
         self.outgoing.resize_with(sums.held().len(), Vec::new);
         for ((sum, residual), rounded) in sums.held().iter().zip(residuals).zip(&mut self.outgoing) {
-            let sum = sum.as_slice();
+            let sum = sum.read(0..sum.len())?;
             residual.resize(sum.len(), 0.0);
             rounded.resize(sum.len(), 0);
             for part in [0..mine.start, mine.end..sum.len()] {
@@ -72,21 +73,23 @@ impl Rounded {
                 );
             }
         }
+        Ok(())
     }
 
     /// The other ranks' shards of the step's gradient. This rank takes its own rounded, too: all replicas are the same.
-    fn gather(&mut self, comm: &dyn Comm, bucket: usize, gradient: &mut [f32]) -> Result<(), CommError> {
+    fn gather(&mut self, comm: &dyn Comm, bucket: usize, gradient: &mut Flat) -> Result<(), CommError> {
         let shards = &self.shards[bucket];
         let mine = shards[self.rank].clone();
         let residual = &mut self.residuals[bucket].gradient;
         residual.resize(mine.len(), 0.0);
         let rounded = &mut self.outgoing[0];
-        self.format.round_with_feedback(&gradient[mine.clone()], residual, &mut rounded[mine.clone()]);
-        all_gather(comm, rounded, shards)?;
-        let own = active(Mutation::OwnShardNotRounded).then(|| gradient[mine.clone()].to_vec());
-        self.format.widen(rounded, gradient);
+        let own = gradient.read(mine.clone())?;
+        self.format.round_with_feedback(&own, residual, &mut rounded[mine.clone()]);
+        let own = active(Mutation::OwnShardNotRounded).then(|| own.into_owned());
+        all_gather(comm, RegionMut::parts(rounded, shards))?;
+        gradient.overwrite(0..rounded.len(), |values| self.format.widen(rounded, values))?;
         if let Some(own) = own {
-            gradient[mine].copy_from_slice(&own);
+            gradient.overwrite(mine, |values| values.copy_from_slice(&own))?;
         }
         Ok(())
     }
@@ -94,15 +97,19 @@ impl Rounded {
 
 impl Strategy for Rounded {
     fn reduce(&mut self, comm: &dyn Comm, bucket: usize, sums: &mut PartialSums) -> Result<(), CommError> {
-        self.round(bucket, sums);
+        self.round(bucket, sums)?;
         let shards = &self.shards[bucket];
-        let held: Vec<&[u16]> = self.outgoing.iter().map(Vec::as_slice).collect();
-        self.exchange.swap(comm, &held, shards, &mut self.incoming)?;
-        self.received.resize(self.incoming.len(), 0.0);
-        self.format.widen(&self.incoming, &mut self.received);
-        self.exchange.add_up(sums, shards[self.rank].clone(), &mut self.received);
+        let places = self.exchange.places(shards[self.rank].len());
+        let length = places.last().map_or(0, |last| last.end);
+        self.incoming.resize(length, 0);
+        let subtree = |index: usize, chunk: &Range<usize>| Region::of(&self.outgoing[index][chunk.clone()]);
+        let received = RegionMut::parts(&mut self.incoming, &places);
+        self.exchange.swap(comm, shards, &subtree, received)?;
+        self.received.make_room(sums.home(), length)?;
+        self.received.overwrite(0..length, |values| self.format.widen(&self.incoming, values))?;
+        self.exchange.add_up(sums, shards[self.rank].clone(), &mut self.received)?;
         match self.gathers {
-            true => self.gather(comm, bucket, sums.gradient_mut().as_mut_slice()),
+            true => self.gather(comm, bucket, sums.gradient_mut()),
             false => Ok(()),
         }
     }

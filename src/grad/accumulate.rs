@@ -1,10 +1,13 @@
 //! A rank's own micro-batches: their gradients arrive one parameter at a time and are added up along the tree.
 
+use super::device;
 use super::flat::{self, Flat};
+use super::home::Home;
 use super::layout::{Bucket, Layout};
 use super::tree::{Accumulation, LeafPlan, LeafSum};
 use crate::mutate::{Mutation, active, active_from};
 use crate::precision::Format;
+use crate::torch::TorchError;
 use std::ops::Range;
 use tch::Tensor;
 
@@ -27,6 +30,12 @@ impl PartialSums {
         Self { slots: vec![sum], held: 1 }
     }
 
+    /// Of these subtrees, in leaf order.
+    #[cfg(test)]
+    pub fn of(subtrees: Vec<Flat>) -> Self {
+        Self { held: subtrees.len(), slots: subtrees }
+    }
+
     /// This rank's subtrees, in leaf order.
     pub fn held(&self) -> &[Flat] {
         &self.slots[..self.held]
@@ -45,17 +54,44 @@ impl PartialSums {
         &mut self.slots[0]
     }
 
+    /// Where all of them lie.
+    pub fn home(&self) -> Home {
+        self.gradient().home()
+    }
+
     /// Adds this rank's subtrees, one after the other: not the order of the tree, for sums that are approximate anyway.
-    pub fn add_up(&mut self) {
+    pub fn add_up(&mut self) -> Result<(), TorchError> {
         let held = self.held;
-        if let Some((sum, others)) = self.slots[..held].split_first_mut() {
-            others.iter().for_each(|other| flat::add(sum.as_mut_slice(), other.as_slice()));
+        let Some((sum, others)) = self.slots[..held].split_first_mut() else { return Ok(()) };
+        let all = 0..sum.len();
+        for other in others {
+            let other = other.read(all.clone())?;
+            sum.edit(all.clone(), |sum| flat::add(sum, &other))?;
         }
+        Ok(())
     }
 
     /// Adds one gradient, and the kept one of its left sibling, to what lies in a range of the slots. In a 16-bit `format`
     /// each sum is rounded.
     fn add(
+        &mut self,
+        plan: &LeafSum,
+        range: Range<usize>,
+        kept: Option<&Tensor>,
+        gradient: &Tensor,
+        format: Option<Format>,
+    ) -> Result<(), TorchError> {
+        match self.home() {
+            Home::Host => {
+                let kept = kept.map(flat::elements);
+                self.add_on_host(plan, range, kept, flat::elements(gradient), format);
+                Ok(())
+            }
+            Home::Device(_) => device::add_leaf(&self.slots, plan, &range, kept, gradient, format),
+        }
+    }
+
+    fn add_on_host(
         &mut self,
         plan: &LeafSum,
         range: Range<usize>,
@@ -104,9 +140,9 @@ pub struct Accumulator {
 }
 
 impl Accumulator {
-    pub fn new(plan: Accumulation, layout: &Layout) -> Self {
+    pub fn new(plan: Accumulation, layout: &Layout, home: Home) -> Self {
         let held = plan.partials.len();
-        let buffers = |elements| (0..plan.slots).map(|_| Flat::zeros(elements)).collect();
+        let buffers = |elements| (0..plan.slots).map(|_| Flat::zeros(home, elements)).collect();
         // A frozen bucket has no gradient.
         let elements = |bucket: &Bucket| if bucket.frozen { 0 } else { bucket.elements };
         let sums = |bucket: &Bucket| PartialSums { slots: buffers(elements(bucket)), held };
@@ -133,29 +169,27 @@ impl Accumulator {
         self.missing_in = layout.buckets.iter().map(|bucket| bucket.parameters.len()).collect();
     }
 
-    /// Adds one parameter's gradient, a contiguous fp32 tensor. True if it was the last of its bucket.
+    /// Adds one parameter's gradient, a contiguous fp32 tensor beside the sums. True if it was the last of its bucket.
     ///
     /// # Panics
     /// If the parameter has brought its gradient already: autograd calls once.
-    pub fn add(&mut self, layout: &Layout, parameter: usize, gradient: Tensor) -> bool {
+    pub fn add(&mut self, layout: &Layout, parameter: usize, gradient: Tensor) -> Result<bool, TorchError> {
         assert!(std::mem::replace(&mut self.missing[parameter], false), "parameter {parameter} came twice");
         let slot = &layout.slots[parameter];
         let gradient = self.planted(parameter, gradient);
         let gradient = match self.format {
             None => gradient,
-            Some(format) => gradient.to_kind(format.kind()).to_kind(tch::Kind::Float),
+            Some(format) => gradient.f_to_kind(format.kind())?.f_to_kind(tch::Kind::Float)?,
         };
         match &self.plan.leaves[self.leaf] {
             LeafPlan::Keep => self.kept[parameter] = Some(gradient),
             LeafPlan::Sum(plan) => {
                 let kept = if plan.kept { self.kept[parameter].take() } else { None };
-                let kept = kept.as_ref().map(flat::elements);
-                let gradient = flat::elements(&gradient);
-                self.buckets[slot.bucket].add(plan, slot.range(), kept, gradient, self.format);
+                self.buckets[slot.bucket].add(plan, slot.range(), kept.as_ref(), &gradient, self.format)?;
             }
         }
         self.missing_in[slot.bucket] -= 1;
-        self.missing_in[slot.bucket] == 0
+        Ok(self.missing_in[slot.bucket] == 0)
     }
 
     /// The gradient, unless a bug is planted: micro-batches that do not count, or count for less.
@@ -206,6 +240,12 @@ impl Accumulator {
 mod tests {
     use super::*;
     use crate::grad::layout::ParameterSpec;
+    use crate::partition::share;
+    use proptest::prelude::*;
+    use tch::{Device, Kind};
+
+    /// The second as a GPU's, over a double of NCCL.
+    const HOMES: [Home; 2] = [Home::Host, Home::Device(Device::Cpu)];
 
     fn layout() -> Layout {
         let spec = |name: &str, shape: &[i64]| ParameterSpec { name: name.into(), shape: shape.into() };
@@ -214,24 +254,30 @@ mod tests {
     }
 
     fn ones(elements: i64) -> Tensor {
-        Tensor::ones([elements], (tch::Kind::Float, tch::Device::Cpu))
+        Tensor::ones([elements], (Kind::Float, Device::Cpu))
+    }
+
+    fn gradient(accumulator: &Accumulator, layout: &Layout, parameter: usize) -> Vec<f32> {
+        let slot = &layout.slots[parameter];
+        accumulator.gradient(slot.bucket).read(slot.range()).unwrap().into_owned()
     }
 
     #[test]
     fn a_bucket_is_complete_with_its_last_gradient() {
         let layout = layout();
-        let mut accumulator = Accumulator::new(Accumulation::along_tree(0..2, 2), &layout);
-        for leaf in 0..2 {
-            accumulator.begin(&layout, leaf);
-            assert!(!accumulator.add(&layout, 2, ones(4)));
-            assert_eq!(accumulator.missing(), [0, 1]);
-            assert!(accumulator.add(&layout, 1, ones(3)));
-            assert!(accumulator.add(&layout, 0, Tensor::from_slice(&[0.5f32; 8])));
-            assert!(accumulator.missing().is_empty());
-            assert_eq!(accumulator.is_last(), leaf == 1);
+        for home in HOMES {
+            let mut accumulator = Accumulator::new(Accumulation::along_tree(0..2, 2), &layout, home);
+            for leaf in 0..2 {
+                accumulator.begin(&layout, leaf);
+                assert!(!accumulator.add(&layout, 2, ones(4)).unwrap());
+                assert_eq!(accumulator.missing(), [0, 1]);
+                assert!(accumulator.add(&layout, 1, ones(3)).unwrap());
+                assert!(accumulator.add(&layout, 0, Tensor::from_slice(&[0.5f32; 8])).unwrap());
+                assert!(accumulator.missing().is_empty());
+                assert_eq!(accumulator.is_last(), leaf == 1);
+            }
+            assert_eq!(gradient(&accumulator, &layout, 0), [1.0; 8], "{home:?}");
         }
-        let slot = &layout.slots[0];
-        assert_eq!(accumulator.gradient(slot.bucket).as_slice()[slot.range()], [1.0; 8]);
     }
 
     #[test]
@@ -239,25 +285,73 @@ mod tests {
         let layout = layout();
         // (x + 1) + (1 + 1) is not ((x + 1) + 1) + 1 for an x where one is half a unit in the last place.
         let values = [16_777_216.0f32, 1.0, 1.0, 1.0];
-        let mut accumulator = Accumulator::new(Accumulation::along_tree(0..4, 4), &layout);
-        for (leaf, value) in values.into_iter().enumerate() {
-            accumulator.begin(&layout, leaf);
-            for parameter in 0..3 {
-                let elements = layout.slots[parameter].elements as i64;
-                accumulator.add(&layout, parameter, ones(elements) * f64::from(value));
+        for home in HOMES {
+            let mut accumulator = Accumulator::new(Accumulation::along_tree(0..4, 4), &layout, home);
+            for (leaf, value) in values.into_iter().enumerate() {
+                accumulator.begin(&layout, leaf);
+                for parameter in 0..3 {
+                    let elements = layout.slots[parameter].elements as i64;
+                    accumulator.add(&layout, parameter, ones(elements) * f64::from(value)).unwrap();
+                }
             }
+            assert_eq!(gradient(&accumulator, &layout, 1)[0], 16_777_218.0, "{home:?}");
         }
-        let slot = &layout.slots[1];
-        assert_eq!(accumulator.gradient(slot.bucket).as_slice()[slot.offset], 16_777_218.0);
     }
 
     #[test]
     #[should_panic(expected = "came twice")]
     fn a_gradient_comes_once() {
         let layout = layout();
-        let mut accumulator = Accumulator::new(Accumulation::along_tree(0..1, 1), &layout);
+        let mut accumulator = Accumulator::new(Accumulation::along_tree(0..1, 1), &layout, Home::Host);
         accumulator.begin(&layout, 0);
-        accumulator.add(&layout, 0, ones(8));
-        accumulator.add(&layout, 0, ones(8));
+        accumulator.add(&layout, 0, ones(8)).unwrap();
+        let _ = accumulator.add(&layout, 0, ones(8));
+    }
+
+    /// Bits of this rank's partial sums after `leaves` of its micro-batches, whose gradients `value` makes up.
+    fn partial_sums(
+        plan: Accumulation,
+        home: Home,
+        format: Option<Format>,
+        value: &dyn Fn(usize, usize) -> f32,
+    ) -> Vec<Vec<u32>> {
+        let layout = Layout::simple(vec![ParameterSpec { name: "w".into(), shape: vec![7, 300] }], 1 << 20);
+        let leaves = plan.leaves.len();
+        let mut accumulator = Accumulator::new(plan, &layout, home).in_format(format);
+        for leaf in 0..leaves {
+            accumulator.begin(&layout, leaf);
+            let values: Vec<f32> = (0..2100).map(|element| value(leaf, element)).collect();
+            accumulator.add(&layout, 0, Tensor::from_slice(&values).view([7, 300])).unwrap();
+        }
+        let bits = |sum: &Flat| -> Vec<u32> {
+            sum.read(0..sum.len()).unwrap().iter().map(|value| value.to_bits()).collect()
+        };
+        accumulator.take(0).held().iter().map(bits).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Whatever the plan and the format, libtorch's kernels and our loops do the same additions.
+        #[test]
+        fn homes_have_the_same_bits(
+            leaves in 1usize..14, ranks in 1usize..5, rank in 0usize..5, seed in any::<u32>(), in_order in any::<bool>(),
+        ) {
+            let ranks = ranks.min(leaves);
+            let owned = share(leaves, ranks, rank % ranks);
+            let plan = || match in_order {
+                false => Accumulation::along_tree(owned.clone(), leaves),
+                true => Accumulation::one_after_another(owned.clone(), leaves),
+            };
+            // Of many sizes, so that each addition rounds.
+            let value = |leaf: usize, element: usize| {
+                let word = (seed ^ (leaf * 7919 + element) as u32).wrapping_mul(2_654_435_761);
+                (word as f32 / 4e9 - 0.5) * ((word % 23) as f32 - 12.0).exp2()
+            };
+            for format in [None, Some(Format::Bf16), Some(Format::Fp16)] {
+                let [host, device] = HOMES.map(|home| partial_sums(plan(), home, format, &value));
+                prop_assert_eq!(host, device, "{:?}", format);
+            }
+        }
     }
 }

@@ -3,8 +3,6 @@
 //! Each block's sum of squares is taken in double precision by the rank that owns the block; every rank then adds
 //! the blocks' sums in the order of the model. No partial sum ever spans a shard boundary.
 
-use std::ops::Range;
-
 use lockstep_record::BLOCK_ELEMENTS;
 
 use super::layout::Layout;
@@ -50,21 +48,16 @@ fn add_squares(lanes: &mut [f64; LANES], values: &[f32]) {
     }
 }
 
-/// Sums of squares of the blocks of one tensor's elements.
-fn tensor_square_sums(elements: &[f32]) -> Vec<f64> {
-    elements.chunks(BLOCK_ELEMENTS).map(block_square_sum).collect()
-}
-
-/// Sums of squares of the blocks that `shard` (one bucket's owned elements) covers, in order.
-pub fn shard_square_sums(bucket: &[f32], shard: &Range<usize>) -> Vec<f64> {
-    tensor_square_sums(&bucket[shard.clone()])
+/// Sums of squares of the blocks that a shard (one bucket's owned elements) consists of, in order.
+pub fn square_sums(shard: &[f32]) -> Vec<f64> {
+    shard.chunks(BLOCK_ELEMENTS).map(block_square_sum).collect()
 }
 
 /// The planted bug: the whole shard in one go and in single precision, as the first of its blocks' sums.
-pub fn single_precision_square_sum(bucket: &[f32], shard: &Range<usize>) -> Vec<f64> {
+pub fn single_precision_square_sum(shard: &[f32]) -> Vec<f64> {
     let mut sums = vec![0.0; shard.len().div_ceil(BLOCK_ELEMENTS)];
     if let Some(first) = sums.first_mut() {
-        *first = f64::from(bucket[shard.clone()].iter().fold(0f32, |sum, value| sum + value * value));
+        *first = f64::from(shard.iter().fold(0f32, |sum, value| sum + value * value));
     }
     sums
 }
@@ -93,13 +86,6 @@ pub fn clip_coefficient(norm: f64, limit: Option<f64>) -> f32 {
     limit.map_or(1.0, |limit| (limit / (norm + 1e-6)).min(most) as f32)
 }
 
-/// Scales the part of a bucket that `shard` covers. A coefficient of 1 leaves the bits alone.
-pub fn scale(bucket: &mut [f32], shard: &Range<usize>, coefficient: f32) {
-    if coefficient != 1.0 {
-        bucket[shard.clone()].iter_mut().for_each(|value| *value *= coefficient);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,7 +103,7 @@ mod tests {
         for slot in &layout.slots {
             filled[slot.bucket][slot.range()].fill(0.5);
         }
-        let sums: Vec<Vec<f64>> = filled.iter().map(|bucket| tensor_square_sums(bucket)).collect();
+        let sums: Vec<Vec<f64>> = filled.iter().map(|bucket| square_sums(bucket)).collect();
         let (each, all) = norms(&layout, &sums);
         assert_relative_eq!(each[0], (2100f64 / 4.0).sqrt());
         assert_relative_eq!(all, (2150f64 / 4.0).sqrt());
@@ -143,9 +129,9 @@ mod tests {
             let bucket: Vec<f32> = (0..8 * BLOCK_ELEMENTS).map(|i| values[i % values.len()] / (i + 1) as f32).collect();
             let sharded: Vec<f64> = (0..parts)
                 .map(|part| crate::partition::share(8, parts, part))
-                .flat_map(|blocks| shard_square_sums(&bucket, &(blocks.start * BLOCK_ELEMENTS..blocks.end * BLOCK_ELEMENTS)))
+                .flat_map(|blocks| square_sums(&bucket[blocks.start * BLOCK_ELEMENTS..blocks.end * BLOCK_ELEMENTS]))
                 .collect();
-            prop_assert_eq!(sharded, tensor_square_sums(&bucket));
+            prop_assert_eq!(sharded, square_sums(&bucket));
         }
     }
 }

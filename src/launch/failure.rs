@@ -42,7 +42,9 @@ impl From<CommError> for Failure {
             CommError::Mismatch { .. } => Self::shared(exit::INTERNAL, error),
             CommError::Refused { .. } => Self::shared(exit::BOOTSTRAP, error),
             CommError::Broken { .. } => Self::alone(exit::WATCHDOG, error),
-            CommError::Failed { .. } | CommError::TooLarge { .. } => Self::alone(exit::INTERNAL, error),
+            CommError::Failed { .. } | CommError::TooLarge { .. } | CommError::Arithmetic(_) => {
+                Self::alone(exit::INTERNAL, error)
+            }
         }
     }
 }

@@ -10,8 +10,9 @@ use lockstep_record::{
 
 use crate::comm::{Comm, CommError};
 use crate::grad::flat::{Flat, bytes};
-use crate::grad::layout::Layout;
+use crate::grad::layout::{Layout, Part, Slot};
 use crate::grad::norm::block_square_sum;
+use crate::torch::TorchError;
 
 /// What is recorded of one tensor, or of one block on the way there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -130,9 +131,11 @@ pub fn replicas<'b>(
 ) -> Result<Vec<DigestLine>, CommError> {
     let parameters = present(layout, buffer);
     let slots = parameters.iter().map(|&parameter| &layout.slots[parameter]);
-    let mine: Vec<_> = slots
-        .map(|slot| Fingerprint::of(&buffer(slot.bucket).as_slice()[slot.range()], subject.sketched))
-        .collect();
+    let print = |slot: &Slot| {
+        let elements = buffer(slot.bucket).read(slot.range())?;
+        Ok(Fingerprint::of(&elements, subject.sketched))
+    };
+    let mine = slots.map(print).collect::<Result<Vec<_>, TorchError>>()?;
     let of = |parameter: &usize| (*subject, layout.parameters[*parameter].name.as_str());
     copies(comm, &parameters.iter().map(of).collect::<Vec<_>>(), &mine)
 }
@@ -177,18 +180,21 @@ fn copies(
     Ok(lines)
 }
 
-/// Lines for tensors that the ranks hold together: `owned(rank)` is what a rank has of each bucket, and
-/// `elements(bucket, range)` reads from what this rank has.
-pub fn shards(
+/// Lines for tensors that the ranks hold together: `owned(rank)` is what a rank has of each bucket, and this rank's
+/// buffers begin at `start(bucket)`.
+pub fn shards<'b>(
     comm: &dyn Comm,
     layout: &Layout,
     subject: &Subject,
     owned: &dyn Fn(usize) -> Vec<Range<usize>>,
-    elements: &dyn Fn(usize, Range<usize>) -> Vec<f32>,
+    buffer: &dyn Fn(usize) -> &'b Flat,
+    start: &dyn Fn(usize) -> usize,
 ) -> Result<Vec<DigestLine>, CommError> {
     let mut mine = Vec::new();
-    for part in layout.parts(&owned(comm.rank())) {
-        mine.extend(Fingerprint::blocks(&elements(part.bucket, part.range), subject.sketched));
+    for Part { bucket, range, .. } in layout.parts(&owned(comm.rank())) {
+        let first = start(bucket);
+        let elements = buffer(bucket).read(range.start - first..range.end - first)?;
+        mine.extend(Fingerprint::blocks(&elements, subject.sketched));
     }
     let messages = comm.all_gather_bytes("gather of shards", &encode(&mine))?;
     // By parameter: the parts in order of offset, each with its blocks.
@@ -238,6 +244,7 @@ mod tests {
     use super::*;
     use crate::comm::SoloComm;
     use crate::grad::flat;
+    use crate::grad::home::Home;
     use crate::grad::layout::ParameterSpec;
 
     fn layout() -> Layout {
@@ -249,16 +256,16 @@ mod tests {
     #[test]
     fn shards_have_the_digest_of_the_whole() {
         let layout = layout();
-        let mut buffers = flat::zeros(&layout);
+        let mut buffers = flat::zeros(&layout, Home::Host);
         for flat in &mut buffers {
             flat.as_mut_slice().iter_mut().enumerate().for_each(|(i, value)| *value = i as f32 * 0.37);
         }
         let all = |_: usize| buffers.iter().map(|flat| 0..flat.len()).collect();
-        let elements = |bucket: usize, range: Range<usize>| buffers[bucket].as_slice()[range].to_vec();
+        let buffer = |bucket: usize| &buffers[bucket];
         for sketched in [false, true] {
             let subject = Subject { step: 4, phase: Phase::Optimizer, prefix: "m/", sketched };
-            let whole = replicas(&SoloComm, &layout, &subject, &|bucket| &buffers[bucket]).unwrap();
-            let together = shards(&SoloComm, &layout, &subject, &all, &elements).unwrap();
+            let whole = replicas(&SoloComm, &layout, &subject, &buffer).unwrap();
+            let together = shards(&SoloComm, &layout, &subject, &all, &buffer, &|_| 0).unwrap();
             assert_eq!(whole, together);
             assert_eq!(whole[1].tensor, "m/b");
             assert_eq!(whole[1].ranks, [(0, 0)]);

@@ -11,6 +11,7 @@ pub use schedule::learning_rate;
 
 use crate::config::schema::{Optim, OptimKind};
 use crate::grad::flat::Flat;
+use crate::grad::home::Home;
 use crate::grad::layout::Layout;
 use crate::grad::unused::{ParameterSet, UpdateRun, update_runs};
 use crate::mutate::{Mutation, active, active_from, since_resume};
@@ -36,9 +37,9 @@ pub fn state_names(kind: OptimKind) -> &'static [&'static str] {
 }
 
 impl Optimizer {
-    /// State of zeros for `owned[bucket]` of each bucket.
-    pub fn new(settings: &Optim, layout: &Layout, owned: Vec<Range<usize>>) -> Self {
-        let zeros = |_: &&str| owned.iter().map(|range| Flat::zeros(range.len())).collect();
+    /// State of zeros for `owned[bucket]` of each bucket, beside parameters and gradients.
+    pub fn new(settings: &Optim, layout: &Layout, owned: Vec<Range<usize>>, home: Home) -> Self {
+        let zeros = |_: &&str| owned.iter().map(|range| Flat::zeros(home, range.len())).collect();
         Self {
             state: state_names(settings.kind).iter().map(zeros).collect(),
             settings: settings.clone(),
@@ -145,21 +146,20 @@ fn planted_step(step: u64) -> u64 {
 impl Update {
     /// Updates `parameters` and the optimizer's state.
     pub fn apply(self, parameters: &mut Flat, gradient: &Flat) -> Result<(), TorchError> {
-        let mut stale = self.goes_astray.then(|| Flat::zeros(parameters.len()));
+        let mut stale = self.goes_astray.then(|| Flat::zeros(parameters.home(), parameters.len()));
         let parameters = stale.as_mut().unwrap_or(parameters);
         for UpdateRun { range, left_out } in &self.runs {
-            self.decay(&mut parameters.as_mut_slice()[range.clone()]);
+            self.decay(parameters, range)?;
             self.update_run(parameters, gradient, range, self.step - left_out)?;
         }
         Ok(())
     }
 
     /// Decoupled weight decay (Loshchilov and Hutter 2019), `p *= 1 − lr · decay`, for SGD; AdamW's kernel has its own.
-    fn decay(&self, parameters: &mut [f32]) {
-        let rate = self.lr * self.weight_decay;
-        if self.settings.kind == OptimKind::Sgd && rate != 0.0 {
-            let factor = (1.0 - rate) as f32;
-            parameters.iter_mut().for_each(|value| *value *= factor);
+    fn decay(&self, parameters: &mut Flat, range: &Range<usize>) -> Result<(), TorchError> {
+        match self.settings.kind {
+            OptimKind::Sgd => parameters.scale(range, (1.0 - self.lr * self.weight_decay) as f32),
+            OptimKind::Adamw => Ok(()),
         }
     }
 

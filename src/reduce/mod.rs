@@ -4,6 +4,11 @@
 //! the order of the layout: the same order on every rank, whatever the timing. The training thread collects them at
 //! one point, before the optimizer. Where only one thread may communicate, or `parallel.overlap` is off, the same
 //! work is done at that point instead: the bits cannot tell.
+//!
+//! On a GPU each thread's work goes to a stream of its own, and a call returns before its work is done. A job carries a
+//! mark on the training thread's stream, which the other stream waits for before it touches the bucket, and comes back with
+//! one for the way back. No tensor is made on one stream and freed while the other may still use it: what crosses over are
+//! buckets, which live as long as the session.
 
 mod scheduling;
 mod worker;
@@ -17,7 +22,8 @@ use crate::grad::accumulate::{Accumulator, PartialSums};
 use crate::grad::flat::Flat;
 use crate::mutate::{Mutation, active_in, strikes};
 use crate::optim::Update;
-use worker::{Desk, Done, Job, Worker};
+use crate::torch::{Mark, TorchError};
+use worker::{Desk, Done, Finished, Job, Work, Worker};
 
 pub use worker::{Cost, Tools};
 
@@ -69,7 +75,7 @@ impl<'a> Reducer<'a> {
         let (reverses, overwrites) = (strikes(Mutation::BucketOrder), strikes(Mutation::OverwrittenBucket));
         let other = if overlap { comm.for_another_thread()? } else { None };
         let way = match other {
-            Some(other) => Way::Thread(Worker::start(other, Desk::new(tools))?),
+            Some(other) => Way::Thread(Worker::start(other, tools)?),
             None => Way::Inline { comm, desk: RefCell::new(Desk::new(tools)), later: Vec::new() },
         };
         let state = State { publishing: vec![false; buckets], ..State::default() };
@@ -104,15 +110,16 @@ impl<'a> Reducer<'a> {
         bucket: usize,
         accumulator: &mut Accumulator,
         update: &dyn Fn(usize) -> EarlyUpdate,
-    ) {
+    ) -> Result<(), TorchError> {
         self.complete[bucket] = true;
         while self.complete.get(self.gone) == Some(&true) {
             let bucket = self.gone;
             let mut sums = accumulator.take(bucket);
-            self.overwrite(bucket, &mut sums);
-            let job = Job::Reduce { bucket, sums, unscale: self.unscale, update: update(bucket) };
+            self.overwrite(bucket, &mut sums)?;
+            let ready = Mark::here(sums.home().device())?;
+            let work = Work::Reduce { bucket, sums, unscale: self.unscale, update: update(bucket) };
             self.gone += 1;
-            self.ready.push(job);
+            self.ready.push(Job { work, ready });
             if !self.reverses {
                 self.submit();
             } else if self.gone == self.complete.len() {
@@ -120,13 +127,15 @@ impl<'a> Reducer<'a> {
                 self.submit();
             }
         }
+        Ok(())
     }
 
     /// The planted bug: a buffer is used again while it is being sent.
-    fn overwrite(&self, bucket: usize, sums: &mut PartialSums) {
+    fn overwrite(&self, bucket: usize, sums: &mut PartialSums) -> Result<(), TorchError> {
         if self.overwrites && bucket == 0 && active_in(Mutation::OverwrittenBucket, 3) {
-            sums.held_mut()[0].as_mut_slice()[..BLOCK_ELEMENTS].fill(0.0);
+            sums.held_mut()[0].overwrite(0..BLOCK_ELEMENTS, |values| values.fill(0.0))?;
         }
+        Ok(())
     }
 
     fn submit(&mut self) {
@@ -152,7 +161,7 @@ impl<'a> Reducer<'a> {
         if let Way::Inline { comm, desk, later } = &mut self.way {
             let desk = desk.get_mut();
             let done: Result<Vec<_>, _> = later.drain(..).map(|job| desk.execute(*comm, job)).collect();
-            done?.into_iter().for_each(|done| self.book(done));
+            done?.into_iter().try_for_each(|finished| self.book(finished))?;
         }
         for bucket in 0..buckets {
             while self.state.borrow().reduced[bucket].is_none() {
@@ -174,9 +183,10 @@ impl<'a> Reducer<'a> {
             return Ok(());
         }
         self.state.borrow_mut().publishing[bucket] = true;
-        let job = Job::Publish { bucket, parameters: parameters.same_memory() };
+        let ready = Mark::here(parameters.home().device())?;
+        let job = Job { work: Work::Publish { bucket, parameters: parameters.same_memory() }, ready };
         match &self.way {
-            Way::Inline { comm, desk, .. } => self.book(desk.borrow_mut().execute(*comm, job)?),
+            Way::Inline { comm, desk, .. } => self.book(desk.borrow_mut().execute(*comm, job)?)?,
             Way::Thread(worker) => worker.send(job),
         }
         Ok(())
@@ -202,13 +212,15 @@ impl<'a> Reducer<'a> {
 
     fn receive(&self) -> Result<(), CommError> {
         match &self.way {
-            Way::Thread(worker) => self.book(worker.receive()?),
+            Way::Thread(worker) => self.book(worker.receive()?)?,
             Way::Inline { .. } => unreachable!("inline work is booked when it is done"),
         }
         Ok(())
     }
 
-    fn book(&self, (done, cost): (Done, Cost)) {
+    /// What this thread computes from now on comes after the job.
+    fn book(&self, Finished { done, cost, mark }: Finished) -> Result<(), TorchError> {
+        mark.wait()?;
         let mut state = self.state.borrow_mut();
         state.cost.seconds += cost.seconds;
         state.cost.bytes += cost.bytes;
@@ -216,5 +228,6 @@ impl<'a> Reducer<'a> {
             Done::Reduced { bucket, sums, square_sums } => state.reduced[bucket] = Some((sums, square_sums)),
             Done::Published { bucket } => state.publishing[bucket] = false,
         }
+        Ok(())
     }
 }

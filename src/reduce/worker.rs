@@ -5,14 +5,16 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use tch::Device;
+
 use super::EarlyUpdate;
 use crate::comm::{Comm, CommError};
 use crate::grad::accumulate::PartialSums;
 use crate::grad::flat::Flat;
-use crate::grad::norm;
+use crate::grad::home::Home;
 use crate::mutate::{Mutation, active};
 use crate::strategy::{Strategy, square_sums};
-use crate::torch::TorchError;
+use crate::torch::{Mark, Stream};
 use crate::trace::{About, Category, Trace};
 
 /// What the work on a bucket needs.
@@ -20,6 +22,8 @@ pub struct Tools {
     pub strategy: Box<dyn Strategy>,
     /// This rank's part of each bucket that is trained.
     pub shards: Vec<Range<usize>>,
+    /// Where the buckets lie.
+    pub home: Home,
     /// Threads of libtorch and its libraries: they are set for each thread apart.
     pub threads: i32,
     pub trace: Trace,
@@ -31,7 +35,14 @@ impl Tools {
     }
 }
 
-pub enum Job {
+/// What the training thread hands over.
+pub struct Job {
+    pub work: Work,
+    /// Behind everything that has been done to the bucket.
+    pub ready: Mark,
+}
+
+pub enum Work {
     /// The sum is multiplied by `unscale`; with an update, that follows at once.
     Reduce {
         bucket: usize,
@@ -43,6 +54,14 @@ pub enum Job {
         bucket: usize,
         parameters: Flat,
     },
+}
+
+/// What it gets back.
+pub struct Finished {
+    pub done: Done,
+    pub cost: Cost,
+    /// Behind everything that has been done to the bucket.
+    pub mark: Mark,
 }
 
 pub enum Done {
@@ -67,16 +86,18 @@ impl Desk {
         Self(tools)
     }
 
-    /// Returns also what the communication cost.
-    pub fn execute(&mut self, comm: &dyn Comm, job: Job) -> Result<(Done, Cost), CommError> {
+    /// On this thread's current stream.
+    pub fn execute(&mut self, comm: &dyn Comm, job: Job) -> Result<Finished, CommError> {
         let sent = comm.bytes_sent();
-        let (done, seconds) = match job {
-            Job::Reduce { bucket, sums, unscale, update } => {
+        job.ready.wait()?;
+        let (done, seconds) = match job.work {
+            Work::Reduce { bucket, sums, unscale, update } => {
                 self.reduce(comm, bucket, (sums, unscale), update)
             }
-            Job::Publish { bucket, parameters } => self.publish(comm, bucket, parameters),
+            Work::Publish { bucket, parameters } => self.publish(comm, bucket, parameters),
         }?;
-        Ok((done, Cost { seconds, bytes: comm.bytes_sent() - sent }))
+        let mark = Mark::here(self.0.home.device())?;
+        Ok(Finished { done, cost: Cost { seconds, bytes: comm.bytes_sent() - sent }, mark })
     }
 
     fn reduce(
@@ -98,11 +119,11 @@ impl Desk {
             active(Mutation::ClipBeforeUnscale).then(|| square_sums(sums.gradient(), &shards[bucket]));
         // All of it: under DDP every rank has the whole gradient.
         let whole = 0..sums.gradient().len();
-        norm::scale(sums.gradient_mut().as_mut_slice(), &whole, unscale);
-        let square_sums = early.unwrap_or_else(|| square_sums(sums.gradient(), &shards[bucket]));
+        sums.gradient_mut().scale(&whole, unscale)?;
+        let square_sums = early.unwrap_or_else(|| square_sums(sums.gradient(), &shards[bucket]))?;
         if let Some((update, mut parameters)) = update {
             let _span = trace.communication(Category::Optimizer, "update", about);
-            update.apply(&mut parameters, sums.gradient()).map_err(update_failed)?;
+            update.apply(&mut parameters, sums.gradient())?;
         }
         Ok((Done::Reduced { bucket, sums, square_sums }, seconds))
     }
@@ -123,26 +144,31 @@ impl Desk {
     }
 }
 
-fn update_failed(error: TorchError) -> CommError {
-    CommError::Failed { operation: "update on the communication thread", reason: error.to_string() }
-}
-
-/// A thread with a desk and a communicator of its own.
+/// A thread with a desk and a communicator of its own, and on a GPU with a stream.
 pub struct Worker {
     jobs: Option<Sender<Job>>,
-    done: Receiver<Result<(Done, Cost), CommError>>,
+    done: Receiver<Result<Finished, CommError>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
-    pub fn start(comm: Box<dyn Comm + Send>, mut desk: Desk) -> Result<Self, CommError> {
+    pub fn start(comm: Box<dyn Comm + Send>, tools: Tools) -> Result<Self, CommError> {
         let (jobs, inbox) = channel::<Job>();
+        let stream = match tools.home.device() {
+            Device::Cuda(device) => Some(Stream::of_high_priority(device)?),
+            _ => None,
+        };
+        let mut desk = Desk::new(tools);
         let (outbox, done) = channel();
         let work = move || {
             tch::set_num_threads(desk.0.threads);
             super::scheduling::ask_for_short_turns();
             for job in inbox {
-                let result = desk.execute(&*comm, job);
+                let execute = || desk.execute(&*comm, job);
+                let result = match &stream {
+                    None => execute(),
+                    Some(stream) => stream.run(execute),
+                };
                 let failed = result.is_err();
                 // After an error the others cannot be talked to, and a training thread that is gone asks for nothing.
                 if outbox.send(result).is_err() || failed {
@@ -168,7 +194,7 @@ impl Worker {
     }
 
     /// The next result. The watchdog ends a wait that is too long, since the thread then waits in a collective.
-    pub fn receive(&self) -> Result<(Done, Cost), CommError> {
+    pub fn receive(&self) -> Result<Finished, CommError> {
         self.done.recv().unwrap_or_else(|_| {
             let reason = "it ended before its work was done".into();
             Err(CommError::Failed { operation: "communication thread", reason })

@@ -15,11 +15,12 @@ use lockstep_record::{DataInfo, ModelInfo, Perturbation, TensorInfo, TrainingSta
 pub use parameters::Parameters;
 
 use crate::checkpoint::{Expected, Tensors};
-use crate::comm::Comm;
+use crate::comm::{Comm, CommError};
 use crate::compress;
 use crate::config::Config;
 use crate::data::{self, Corpus, Sampler};
 use crate::grad::accumulate::Accumulator;
+use crate::grad::home::Home;
 use crate::grad::layout::{Capacity, Layout, ParameterSpec};
 use crate::grad::unused::ParameterSet;
 use crate::launch::{Failure, together};
@@ -58,8 +59,10 @@ pub struct Session<'a> {
     pub telemetry: Option<Telemetry>,
     /// Whether the ranks exchange nothing while they train.
     pub isolated: bool,
-    /// Where forward and backward run. Parameters, gradients and the optimizer's state stay in the host's memory.
+    /// Where forward and backward run.
     pub device: Device,
+    /// Where parameters, gradients and the optimizer's state lie.
+    pub home: Home,
     /// How gradients are compressed, as the record spells it; none where they travel whole, or not at all.
     pub compression: Option<String>,
     /// This rank's micro-batches.
@@ -94,7 +97,9 @@ impl<'a> Session<'a> {
         let names: Vec<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
         let frozen = model::frozen(&names, &config.model.freeze)
             .map_err(|error| Failure::shared(exit::USAGE, error))?;
-        shortage::remember(holdings(config, comm, &specs, &frozen, info.vocabulary as usize, device), device);
+        let home = comm.home(device);
+        let places = (place(device), place(home.device()));
+        shortage::remember(holdings(config, comm, &specs, &frozen, info.vocabulary as usize, places), device);
         let ready = probe::ready_order(comm, &*corpus, &*model, config.precision, &specs, &frozen)?;
         let layout = Layout::plan(specs, &frozen, &ready, capacity(&config.parallel));
         let setting = Setting {
@@ -107,7 +112,7 @@ impl<'a> Session<'a> {
         };
         let kind = config.parallel.strategy;
         let ownership = strategy::ownership(kind, &setting);
-        let optimizer = Optimizer::new(&config.optim, &layout, ownership.owned(comm.rank()));
+        let optimizer = Optimizer::new(&config.optim, &layout, ownership.owned(comm.rank()), home);
         let mut strategy = strategy::build(kind, &setting, &ownership, isolated);
         let compression = config.parallel.compression_name().filter(|_| comm.size() > 1 && !isolated);
         if compression.is_some() {
@@ -117,16 +122,17 @@ impl<'a> Session<'a> {
         let tools = Tools {
             strategy,
             shards: shards.take(layout.trained_buckets()).collect(),
+            home,
             threads: i32::try_from(config.run.threads_per_rank).unwrap_or(i32::MAX),
             trace: trace.clone(),
         };
         let reducer = Reducer::new(comm, tools, config.parallel.overlap)?;
-        let parameters = Parameters::new(&layout);
+        let parameters = Parameters::new(&layout, home);
         Ok(Self {
             config,
             comm,
             sampler,
-            accumulator: Accumulator::new(setting.accumulation(), &layout).in_format(setting.format),
+            accumulator: Accumulator::new(setting.accumulation(), &layout, home).in_format(setting.format),
             micro_batches: setting.micro_batches(),
             hooks: GradientHooks::install(parameters.leaves())?,
             parameters,
@@ -137,6 +143,7 @@ impl<'a> Session<'a> {
             reducer,
             isolated,
             device,
+            home,
             compression,
             optimizer,
             scaler: precision::scales_loss(config).then(|| LossScaler::new(&config.scaler)),
@@ -157,7 +164,7 @@ impl<'a> Session<'a> {
 
     /// Whether all ranks hold the same parameters, by digest.
     pub fn agree_on_parameters(&self) -> Result<(), Failure> {
-        let mine = self.parameters.digest();
+        let mine = self.parameters.digest()?;
         let all = self.comm.all_gather_bytes("gather of parameters", &mine.0.to_le_bytes())?;
         match all.iter().position(|digest| *digest != all[0]) {
             None => Ok(()),
@@ -228,7 +235,7 @@ impl<'a> Session<'a> {
             scaler.restore(scale);
         }
         if strikes(Mutation::LoadOnOneRank, comm.rank(), comm.size()) {
-            self.parameters.buffers_mut()[0].as_mut_slice().fill(0.0);
+            self.parameters.lose_the_first_bucket().map_err(CommError::from)?;
         }
         Ok(state)
     }
@@ -257,7 +264,7 @@ fn holdings(
     specs: &[ParameterSpec],
     frozen: &[bool],
     vocabulary: usize,
-    device: Device,
+    (computes_on, buckets_in): (Place, Place),
 ) -> Vec<Holding> {
     let elements = |spec: &ParameterSpec| spec.elements() as u64;
     let trained = specs.iter().zip(frozen).filter(|(_, frozen)| !**frozen).map(|(spec, _)| elements(spec));
@@ -270,8 +277,14 @@ fn holdings(
         vocabulary,
         rank: comm.rank(),
         world_size: comm.size(),
-        computes_on: if device == Device::Cpu { Place::Host } else { Place::Gpu },
+        computes_on,
+        buckets_in,
     })
+}
+
+/// The memory of a device.
+fn place(device: Device) -> Place {
+    if device == Device::Cpu { Place::Host } else { Place::Gpu }
 }
 
 /// The format in which gradients are added up, unless that is fp32.

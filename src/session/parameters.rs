@@ -5,10 +5,12 @@ use tch::Tensor;
 
 use crate::comm::{Comm, CommError};
 use crate::grad::flat::{self, Flat};
+use crate::grad::home::Home;
 use crate::grad::layout::Layout;
 use crate::model::Initial;
 use crate::mutate::{Mutation, active, strikes};
 use crate::random::Stream;
+use crate::torch::TorchError;
 
 /// Buffers and the views of them that the model computes with: an update of a buffer is one of the model.
 pub struct Parameters {
@@ -18,8 +20,8 @@ pub struct Parameters {
 
 impl Parameters {
     /// All zero. Frozen ones take no part in autograd.
-    pub fn new(layout: &Layout) -> Self {
-        let buffers = flat::zeros(layout);
+    pub fn new(layout: &Layout, home: Home) -> Self {
+        let buffers = flat::zeros(layout, home);
         let leaf = |index: usize| {
             let (slot, spec) = (&layout.slots[index], &layout.parameters[index]);
             buffers[slot.bucket]
@@ -59,29 +61,37 @@ impl Parameters {
             if maker(slot.bucket) != comm.rank() {
                 continue;
             }
-            let values = &mut self.buffers[slot.bucket].as_mut_slice()[slot.range()];
-            match *initial {
+            self.buffers[slot.bucket].overwrite(slot.range(), |values| match *initial {
                 Initial::Constant(value) => values.fill(value),
                 Initial::Normal { std } => {
                     let stream = if active(Mutation::SameWeights) { 0 } else { index as u32 };
                     Stream::initial_weights(seed, stream).fill_normal(0.0, std, values);
                 }
-            }
+            })?;
         }
-        let share = |(bucket, flat): (usize, &mut Flat)| {
-            comm.broadcast(maker(bucket), flat::bytes_mut(flat.as_mut_slice()))
-        };
-        self.buffers.iter_mut().enumerate().try_for_each(share)?;
+        for (bucket, flat) in self.buffers.iter_mut().enumerate() {
+            // By way of the host: it happens once.
+            flat.edit(0..flat.len(), |values| comm.broadcast(maker(bucket), flat::bytes_mut(values)))??;
+        }
         let lost = |mutation| strikes(mutation, comm.rank(), comm.size());
         if lost(Mutation::BroadcastLost) || lost(Mutation::UnequalStart) {
-            self.buffers[0].as_mut_slice().fill(0.0);
+            self.lose_the_first_bucket()?;
         }
         Ok(())
     }
 
+    /// A planted bug: zeros instead of what came.
+    pub fn lose_the_first_bucket(&mut self) -> Result<(), TorchError> {
+        let first = &mut self.buffers[0];
+        first.overwrite(0..first.len(), |values| values.fill(0.0))
+    }
+
     /// One digest of all buffers.
-    pub fn digest(&self) -> Digest {
-        let blocks = |flat: &Flat| block_digests(flat::bytes(flat.as_slice()), BLOCK_BYTES);
-        tensor_digest(self.buffers.iter().flat_map(blocks))
+    pub fn digest(&self) -> Result<Digest, TorchError> {
+        let mut blocks = Vec::new();
+        for flat in &self.buffers {
+            blocks.extend(block_digests(flat::bytes(&flat.read(0..flat.len())?), BLOCK_BYTES));
+        }
+        Ok(tensor_digest(blocks))
     }
 }

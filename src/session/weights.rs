@@ -16,8 +16,8 @@ pub struct Arriving<'a> {
     slots: &'a [Slot],
     reducer: &'a Reducer<'a>,
     device: Device,
-    /// On a GPU: copies, which autograd knows to be copies. Backward brings each gradient back to its leaf on the host,
-    /// where hooks, buckets and updates are as on the CPU.
+    /// On a GPU whose buckets lie in the host's memory: copies, which autograd knows to be copies. Backward brings each
+    /// gradient back to its leaf, where hooks, buckets and updates are as on the CPU.
     copies: Vec<OnceCell<Tensor>>,
 }
 
@@ -26,7 +26,7 @@ impl Weights for Arriving<'_> {
         let missing = || TchError::Shape(format!("the model has no parameter number {index}"));
         let leaf = self.leaves.get(index).ok_or_else(missing)?;
         self.reducer.arrive(self.slots[index].bucket).map_err(|error| TchError::Torch(error.to_string()))?;
-        if self.device == Device::Cpu {
+        if leaf.device() == self.device {
             return Ok(leaf);
         }
         let place = &self.copies[index];

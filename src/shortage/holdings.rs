@@ -2,7 +2,7 @@
 
 use super::error::Place;
 use crate::config::Config;
-use crate::config::schema::{ModelKind, OptimKind, Precision, Reduction, StrategyKind};
+use crate::config::schema::{Compression, ModelKind, OptimKind, Precision, Reduction, StrategyKind};
 use crate::data::TURN_TOKENS;
 use crate::grad::tree::Accumulation;
 use crate::partition::share;
@@ -41,42 +41,53 @@ pub struct Needs<'a> {
     pub world_size: usize,
     /// Where forward and backward run.
     pub computes_on: Place,
+    /// Where parameters, gradients and the optimizer's state lie.
+    pub buckets_in: Place,
 }
 
 /// Everything of a good size, in no order.
 pub fn holdings(needs: &Needs) -> Vec<Holding> {
-    let Needs { config, elements, trained, computes_on, .. } = *needs;
-    let (host, gpu) = (Place::Host, Place::Gpu);
+    let Needs { config, elements, trained, computes_on, buckets_in, .. } = *needs;
     let mut all = Vec::new();
     let mut add = |place, what: String, bytes, lower| all.push(Holding { place, what, bytes, lower });
     let whole = f32_bytes(elements);
     let (name, largest) = needs.largest;
     let text =
         format!("parameters (the largest, {name}: {})", crate::quantity::bytes_text(f32_bytes(largest)));
-    add(host, text, whole, MODEL);
+    add(buckets_in, text, whole, MODEL);
     let sums = slots(needs);
     let text = format!("sums of gradients ({sums} for each parameter)");
     add(
-        host,
+        buckets_in,
         text,
         f32_bytes(trained).saturating_mul(sums),
         "start more ranks, or lower batch.micro_batches",
     );
-    let shared_by = if config.parallel.strategy == StrategyKind::Zero1 { needs.world_size as u64 } else { 1 };
+    let ranks = (needs.world_size as u64).max(1);
+    let shared_by = if config.parallel.strategy == StrategyKind::Zero1 { ranks } else { 1 };
     let kinds = if config.optim.kind == OptimKind::Adamw { 2 } else { 1 };
-    let state = f32_bytes(trained).saturating_mul(kinds) / shared_by.max(1);
-    add(host, "optimizer state".into(), state, optimizer_remedy(config));
-    add(host, "one micro-batch's gradient".into(), f32_bytes(trained), MODEL);
+    let state = f32_bytes(trained).saturating_mul(kinds);
+    add(buckets_in, "optimizer state".into(), state / shared_by, optimizer_remedy(config));
+    add(buckets_in, "one micro-batch's gradient".into(), f32_bytes(trained), MODEL);
+    let bucket = ((config.parallel.bucket_mb * MIB) as u64).max(f32_bytes(largest));
+    let mut messages = |place| {
+        add(place, "messages of one bucket".into(), bucket.saturating_mul(2), "lower parallel.bucket_mb");
+    };
     if needs.world_size > 1 {
-        let bucket = ((config.parallel.bucket_mb * MIB) as u64).max(f32_bytes(largest));
-        // As much is sent as received, wherever the messages lie.
-        let text = "messages of one bucket".to_owned();
-        add(host, text.clone(), bucket.saturating_mul(2), "lower parallel.bucket_mb");
-        add(gpu, text, bucket.saturating_mul(2), "lower parallel.bucket_mb");
+        messages(buckets_in);
     }
-    if computes_on == gpu {
-        add(gpu, "copies of the parameters".into(), whole, MODEL);
-        add(gpu, "one micro-batch's gradient".into(), f32_bytes(trained), MODEL);
+    // What is compressed is compressed on the host.
+    if needs.world_size > 1 && buckets_in != Place::Host && config.parallel.compression != Compression::None {
+        messages(Place::Host);
+    }
+    if computes_on != buckets_in {
+        add(computes_on, "copies of the parameters".into(), whole, MODEL);
+        add(computes_on, "one micro-batch's gradient".into(), f32_bytes(trained), MODEL);
+    }
+    if buckets_in != Place::Host {
+        // Every rank writes its share, whatever the strategy.
+        let saved = whole.saturating_add(state) / ranks;
+        add(Place::Host, "copies for a checkpoint".into(), saved, "start more ranks, which share it");
     }
     if config.precision != Precision::Fp32 {
         add(computes_on, "16-bit copies of the parameters".into(), whole / 2, MODEL);
@@ -172,6 +183,7 @@ mod tests {
             rank: 0,
             world_size: 4,
             computes_on: Place::Host,
+            buckets_in: Place::Host,
         }
     }
 
@@ -201,8 +213,31 @@ mod tests {
         );
     }
 
+    /// Over NCCL, and of a process alone.
     #[test]
-    fn on_a_gpu_only_what_computes_lies_there() {
+    fn on_a_gpu_everything_lies_there() {
+        let gpu = |sets: &[&str]| {
+            let config = config(sets);
+            holdings(&Needs { computes_on: Place::Gpu, buckets_in: Place::Gpu, ..needs(&config) })
+        };
+        let all = gpu(&[]);
+        let there = |what| bytes_of(&all, Place::Gpu, what);
+        assert_eq!((there("parameters (the largest"), there("copies of the parameters")), (Some(4000), None));
+        assert_eq!((there("optimizer state"), there("one micro-batch's gradient")), (Some(6400), Some(3200)));
+        assert!(there("sums of gradients").is_some() && there("messages").is_some());
+        let of_the_host: Vec<_> = all.iter().filter(|holding| holding.place == Place::Host).collect();
+        assert_eq!(of_the_host.len(), 1);
+        assert_eq!(
+            (of_the_host[0].what.as_str(), of_the_host[0].bytes),
+            ("copies for a checkpoint", 10_400 / 4)
+        );
+        let compressed = gpu(&["parallel.strategy=ddp", "parallel.compression=bf16"]);
+        assert!(bytes_of(&compressed, Place::Host, "messages").is_some());
+    }
+
+    /// Over MPI, which moves the host's memory.
+    #[test]
+    fn with_buckets_on_the_host_only_what_computes_lies_on_the_gpu() {
         let config = config(&[]);
         let all = holdings(&Needs { computes_on: Place::Gpu, ..needs(&config) });
         assert_eq!(bytes_of(&all, Place::Gpu, "copies of the parameters"), Some(4000));

@@ -9,6 +9,7 @@ use crate::grad::accumulate::PartialSums;
 use crate::grad::exchange::Exchange;
 use crate::grad::norm;
 use crate::mutate::{Mutation, active, active_in, strikes};
+use crate::torch::TorchError;
 
 pub struct Ddp {
     shards: Vec<Vec<Range<usize>>>,
@@ -39,15 +40,16 @@ fn not_reduced(bucket: usize) -> bool {
 }
 
 /// The planted bug: this rank's sums are clipped, bucket by bucket, before they are exchanged.
-fn clip_early(sums: &mut PartialSums) {
+fn clip_early(sums: &mut PartialSums) -> Result<(), TorchError> {
     if !active(Mutation::ClipBeforeReduction) {
-        return;
+        return Ok(());
     }
     for sum in sums.held_mut() {
         let all = 0..sum.len();
-        let norm = norm::shard_square_sums(sum.as_slice(), &all).iter().sum::<f64>().sqrt();
-        norm::scale(sum.as_mut_slice(), &all, norm::clip_coefficient(norm, Some(0.01)));
+        let norm = norm::square_sums(&sum.read(all.clone())?).iter().sum::<f64>().sqrt();
+        sum.scale(&all, norm::clip_coefficient(norm, Some(0.01)))?;
     }
+    Ok(())
 }
 
 impl Strategy for Ddp {
@@ -56,11 +58,12 @@ impl Strategy for Ddp {
         if not_reduced(bucket) {
             return Ok(());
         }
-        clip_early(sums);
+        clip_early(sums)?;
+        let all = 0..sums.gradient().len();
         let own = strikes(Mutation::OneRankUnreduced, comm.rank(), comm.size()) && bucket == 0;
-        let own = own.then(|| sums.gradient().as_slice().to_vec());
+        let own = if own { Some(sums.gradient().read(all.clone())?.into_owned()) } else { None };
         match self.reduction {
-            Reduction::Native => comm.all_reduce_native(sums.gradient_mut().as_mut_slice())?,
+            Reduction::Native => comm.all_reduce_native(sums.gradient_mut().region_mut(&all))?,
             Reduction::Ordered => {
                 let shards = &self.shards[bucket];
                 self.exchange.reduce_scatter(comm, sums, shards)?;
@@ -68,15 +71,14 @@ impl Strategy for Ddp {
                     false => shards,
                     true => &shifted(shards),
                 };
-                self.exchange.gather(comm, sums.gradient_mut().as_mut_slice(), gathered)?;
+                self.exchange.gather(comm, sums.gradient_mut(), gathered)?;
             }
         }
-        let gradient = sums.gradient_mut().as_mut_slice();
         if let Some(own) = own {
-            gradient.copy_from_slice(&own);
+            sums.gradient_mut().overwrite(all.clone(), |values| values.copy_from_slice(&own))?;
         }
         if active(Mutation::GradientSum) {
-            gradient.iter_mut().for_each(|value| *value *= comm.size() as f32);
+            sums.gradient_mut().scale(&all, comm.size() as f32)?;
         }
         Ok(())
     }

@@ -24,6 +24,7 @@ use crate::grad::tree::Accumulation;
 use crate::mutate::{Mutation, active};
 use crate::partition::share;
 use crate::precision::Format;
+use crate::torch::TorchError;
 
 /// One way to divide an update: what is sent when. It works on one bucket at a time, on the communication thread.
 pub trait Strategy: Send {
@@ -95,12 +96,14 @@ pub fn build(
     }
 }
 
-/// Sums of squares of the blocks of this rank's shard of a bucket.
-pub fn square_sums(buffer: &Flat, shard: &Range<usize>) -> Vec<f64> {
-    match active(Mutation::NormByShard) {
-        false => norm::shard_square_sums(buffer.as_slice(), shard),
-        true => norm::single_precision_square_sum(buffer.as_slice(), shard),
-    }
+/// Sums of squares of the blocks of this rank's shard of a bucket. They have an order of their own, which is the host's: from a
+/// device the shard is copied.
+pub fn square_sums(buffer: &Flat, shard: &Range<usize>) -> Result<Vec<f64>, TorchError> {
+    let shard = buffer.read(shard.clone())?;
+    Ok(match active(Mutation::NormByShard) {
+        false => norm::square_sums(&shard),
+        true => norm::single_precision_square_sum(&shard),
+    })
 }
 
 /// Every bucket's sums of squares, for every rank: `mine[bucket]` are those of this rank's shard. What is missing at

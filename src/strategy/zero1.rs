@@ -11,13 +11,14 @@ use crate::grad::exchange::{Exchange, all_gather};
 use crate::grad::flat::Flat;
 use crate::mutate::{Mutation, active};
 use crate::partition::share;
+use crate::torch::TorchError;
 
 pub struct Zero1 {
     rank: usize,
     shards: Vec<Vec<Range<usize>>>,
     reduction: Reduction,
     exchange: Exchange,
-    scratch: Vec<f32>,
+    scratch: Flat,
 }
 
 impl Zero1 {
@@ -28,7 +29,7 @@ impl Zero1 {
             reduction: setting.reduction,
             exchange: Exchange::new(setting.micro_batches, setting.rank, setting.world_size)
                 .in_format(setting.format),
-            scratch: Vec::new(),
+            scratch: Flat::default(),
         }
     }
 }
@@ -46,13 +47,14 @@ pub fn unaligned_shards(setting: &Setting) -> Vec<Vec<Range<usize>>> {
 }
 
 /// The planted bugs of a shard of the gradient.
-fn plant(shard: &mut [f32]) {
+fn plant(gradient: &mut Flat, shard: &Range<usize>) -> Result<(), TorchError> {
     if active(Mutation::WrongGroupSize) {
-        shard.iter_mut().for_each(|value| *value /= 2.0);
+        gradient.scale(shard, 0.5)?;
     }
     if active(Mutation::ShiftedShard) && !shard.is_empty() {
-        shard.rotate_right(1);
+        gradient.edit(shard.clone(), |values| values.rotate_right(1))?;
     }
+    Ok(())
 }
 
 impl Strategy for Zero1 {
@@ -60,15 +62,14 @@ impl Strategy for Zero1 {
         let shards = &self.shards[bucket];
         if self.reduction == Reduction::Ordered {
             self.exchange.reduce_scatter(comm, sums, shards)?;
-            plant(&mut sums.gradient_mut().as_mut_slice()[shards[self.rank].clone()]);
-            return Ok(());
+            return Ok(plant(sums.gradient_mut(), &shards[self.rank])?);
         }
-        let mine = shards[self.rank].clone();
+        let (mine, whole) = (&shards[self.rank], 0..sums.gradient().len());
         let counts: Vec<usize> = shards.iter().map(Range::len).collect();
-        self.scratch.resize(mine.len(), 0.0);
-        comm.reduce_scatter_native(sums.gradient().as_slice(), &mut self.scratch, &counts)?;
-        sums.gradient_mut().as_mut_slice()[mine].copy_from_slice(&self.scratch);
-        Ok(())
+        self.scratch.make_room(sums.home(), mine.len())?;
+        let place = self.scratch.region_mut(&(0..mine.len()));
+        comm.reduce_scatter_native(sums.gradient().region(&whole), place, &counts)?;
+        Ok(sums.gradient_mut().copy_from(mine, &self.scratch)?)
     }
 
     fn publishes(&self) -> bool {
@@ -79,6 +80,6 @@ impl Strategy for Zero1 {
         if active(Mutation::GatherSkipped) || active(Mutation::GatherSkipsABucket) && bucket == 1 {
             return Ok(());
         }
-        all_gather(comm, parameters.as_mut_slice(), &self.shards[bucket])
+        all_gather(comm, parameters.regions_mut(&self.shards[bucket]))
     }
 }

@@ -9,9 +9,7 @@ use tch::{Device, Kind, Tensor};
 use super::{TorchError, check};
 
 unsafe extern "C" {
-    fn lockstep_stream_new(device: c_int, id: *mut i64, native: *mut *mut c_void) -> bool;
-    fn lockstep_stream_exchange(device: c_int, id: i64, previous: *mut i64) -> bool;
-    fn lockstep_stream_query(device: c_int, id: i64, done: *mut bool) -> bool;
+    fn lockstep_set_device(device: c_int) -> bool;
     fn lockstep_gpu_memory(device: c_int, bytes: *mut i64, bytes_max: *mut i64) -> bool;
     fn lockstep_set_cuda_repeatable(deterministic: bool, allow_tf32: bool) -> bool;
 }
@@ -51,6 +49,13 @@ pub fn cuda_devices() -> usize {
     usize::try_from(tch::Cuda::device_count()).unwrap_or(0)
 }
 
+/// Makes a GPU this thread's current one, as this process counts them. libtorch finds the device of each tensor by itself; NCCL
+/// connects the current one.
+pub fn set_current_gpu(device: usize) -> Result<(), TorchError> {
+    // SAFETY: plain call.
+    check(unsafe { lockstep_set_device(c_int::try_from(device).unwrap_or(c_int::MAX)) })
+}
+
 /// What tensors take of a GPU's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GpuMemory {
@@ -72,54 +77,6 @@ pub fn gpu_memory(device: usize) -> Option<GpuMemory> {
 pub fn set_cuda_repeatable(deterministic: bool, allow_tf32: bool) -> Result<(), TorchError> {
     // SAFETY: plain call.
     check(unsafe { lockstep_set_cuda_repeatable(deterministic, allow_tf32) })
-}
-
-/// A stream of libtorch's pool: what it runs is ordered, and goes on beside other streams.
-#[derive(Debug)]
-pub struct Stream {
-    device: c_int,
-    id: i64,
-    native: *mut c_void,
-}
-
-// SAFETY: CUDA's streams may be used from any thread.
-unsafe impl Send for Stream {}
-
-impl Stream {
-    /// On a device, as this process counts them.
-    pub fn of_high_priority(device: usize) -> Result<Self, TorchError> {
-        let device = c_int::try_from(device).unwrap_or(c_int::MAX);
-        let mut stream = Self { device, id: 0, native: std::ptr::null_mut() };
-        // SAFETY: places for the answers.
-        check(unsafe { lockstep_stream_new(device, &mut stream.id, &mut stream.native) })?;
-        Ok(stream)
-    }
-
-    /// The `cudaStream_t`.
-    pub fn native_handle(&self) -> *mut c_void {
-        self.native
-    }
-
-    /// Whether everything on it is done. An error is one of what ran on the device.
-    pub fn is_done(&self) -> Result<bool, TorchError> {
-        let mut done = false;
-        // SAFETY: a place for the answer.
-        check(unsafe { lockstep_stream_query(self.device, self.id, &mut done) })?;
-        Ok(done)
-    }
-
-    /// Puts what this thread does meanwhile on this stream.
-    pub fn run<T>(&self, work: impl FnOnce() -> Result<T, TorchError>) -> Result<T, TorchError> {
-        let exchange = |id: i64| {
-            let mut previous = 0;
-            // SAFETY: a place for the answer.
-            check(unsafe { lockstep_stream_exchange(self.device, id, &mut previous) }).map(|()| previous)
-        };
-        let before = exchange(self.id)?;
-        let result = work();
-        exchange(before)?;
-        result
-    }
 }
 
 /// Bytes on a GPU, as many as were ever asked for.

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use super::{TorchError, check, lockstep_remove_hook, lockstep_set_hook};
+use super::{TorchError, check, lockstep_backward_on_this_thread, lockstep_remove_hook, lockstep_set_hook};
 
 /// Who gets the gradients of the backward pass in progress. The lifetime is a lie while the pass lasts, which
 /// [`GradientHooks::backward`] outlives.
@@ -58,9 +58,12 @@ impl GradientHooks {
         Ok(hooks)
     }
 
-    /// Runs the backward pass from `loss`. `sink` gets each leaf's index and gradient as soon as it is final; nothing
+    /// Runs the backward pass from `loss`, all of it on this thread, wherever the tensors lie. `sink` gets each leaf's index and gradient as soon as it is final; nothing
     /// stays in the leaves. A panic of the sink goes on after the pass.
-    pub fn backward(&self, loss: &Tensor, sink: &mut dyn FnMut(usize, Tensor)) -> Result<(), tch::TchError> {
+    pub fn backward(&self, loss: &Tensor, sink: &mut dyn FnMut(usize, Tensor)) -> Result<(), TorchError> {
+        // The sink is neither made for other threads nor to be called by two at once.
+        // SAFETY: plain call.
+        check(unsafe { lockstep_backward_on_this_thread() })?;
         let sink: *mut (dyn FnMut(usize, Tensor) + '_) = sink;
         // SAFETY: only the lifetime changes; the pointer is gone before this function returns.
         let sink: Sink = unsafe { std::mem::transmute(sink) };
@@ -70,7 +73,7 @@ impl GradientHooks {
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
-        result
+        Ok(result?)
     }
 }
 

@@ -4,11 +4,15 @@ mod allocator;
 mod autocast;
 mod cuda;
 mod hooks;
+mod stream;
 
 pub use allocator::keep_freed_memory;
 pub use autocast::Autocast;
-pub use cuda::{DeviceBuffer, GpuMemory, Stream, cuda_devices, gpu_memory, load_cuda, set_cuda_repeatable};
+pub use cuda::{
+    DeviceBuffer, GpuMemory, cuda_devices, gpu_memory, load_cuda, set_cuda_repeatable, set_current_gpu,
+};
 pub use hooks::GradientHooks;
+pub use stream::{Mark, Stream};
 
 use std::ffi::{CStr, c_char, c_void};
 
@@ -24,6 +28,7 @@ unsafe extern "C" {
         context: *mut c_void,
     ) -> bool;
     fn lockstep_remove_hook(leaf: *mut C_tensor) -> bool;
+    fn lockstep_backward_on_this_thread() -> bool;
     #[cfg(test)]
     fn lockstep_live_hooks() -> i64;
     fn lockstep_fused_adamw(

@@ -7,7 +7,9 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
+#include <c10/core/AutogradState.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/Event.h>
 #include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/function_hook.h>
@@ -15,6 +17,7 @@
 #include <torch/version.h>
 
 #include <atomic>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -42,7 +45,11 @@ using GradientReady = void (*)(void* context, size_t leaf, at::Tensor* gradient)
 
 std::atomic<int64_t> live_hooks{0};
 
-// Runs when autograd has stored a leaf's gradient, on the thread that called backward (for the CPU), and takes it away.
+c10::Stream current_stream(const c10::impl::VirtualGuardImpl& cuda, int device) {
+  return cuda.getStream(c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device)));
+}
+
+// Runs when autograd has stored a leaf's gradient, on the thread that called backward, and takes it away.
 struct TakeGradient final : torch::autograd::PostAccumulateGradHook {
   TakeGradient(GradientReady ready, void* context, size_t leaf) : ready_(ready), context_(context), leaf_(leaf) {
     ++live_hooks;
@@ -79,6 +86,12 @@ bool lockstep_remove_hook(at::Tensor* leaf) {
   return guarded([&] { torch::autograd::impl::set_post_acc_grad_hooks(*leaf, nullptr); });
 }
 
+// From now on backward passes that this thread begins run on it alone. Otherwise autograd has a thread for each GPU, on which
+// the hooks of leaves that lie there would be called.
+bool lockstep_backward_on_this_thread() {
+  return guarded([] { c10::AutogradState::get_tls_state().set_multithreading_enabled(false); });
+}
+
 // Hooks that exist in this process, to see that none leaks.
 int64_t lockstep_live_hooks() { return live_hooks.load(); }
 
@@ -87,7 +100,8 @@ bool lockstep_fused_adamw(at::Tensor* parameter, at::Tensor* gradient, at::Tenso
                           float step, double lr, double beta1, double beta2, double weight_decay, double eps) {
   return guarded([&] {
     at::NoGradGuard no_grad;
-    at::Tensor state_step = at::scalar_tensor(step, at::kFloat);
+    // Where the kernel runs: on a GPU it reads the number there.
+    at::Tensor state_step = at::full({}, step, parameter->options().dtype(at::kFloat));
     at::_fused_adamw_({*parameter}, {*gradient}, {*exp_avg}, {*exp_avg_sq}, {}, {state_step}, lr, beta1, beta2,
                       weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false);
   });
@@ -172,6 +186,46 @@ bool lockstep_stream_exchange(int device, int64_t id, int64_t* previous) {
     *previous = cuda.exchangeStream(
         c10::Stream::unpack3(id, static_cast<c10::DeviceIndex>(device), c10::DeviceType::CUDA)).id();
   });
+}
+
+// The stream that this thread's operations on a device go to.
+bool lockstep_stream_current(int device, int64_t* id, void** native) {
+  return guarded([&] {
+    const c10::impl::VirtualGuardImpl cuda(c10::DeviceType::CUDA);
+    const c10::Stream stream = current_stream(cuda, device);
+    *id = stream.id();
+    *native = stream.native_handle();
+  });
+}
+
+// Makes a device this thread's current one: what asks CUDA and not libtorch, as NCCL does, takes that.
+bool lockstep_set_device(int device) {
+  return guarded([&] {
+    const c10::impl::VirtualGuardImpl cuda(c10::DeviceType::CUDA);
+    cuda.setDevice(c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device)));
+  });
+}
+
+// An event behind all that this thread's current stream has been given so far. It is the caller's.
+bool lockstep_event_record(int device, c10::Event** event) {
+  return guarded([&] {
+    const c10::impl::VirtualGuardImpl cuda(c10::DeviceType::CUDA);
+    auto recorded = std::make_unique<c10::Event>(c10::DeviceType::CUDA);
+    recorded->record(current_stream(cuda, device));
+    *event = recorded.release();
+  });
+}
+
+// What this thread's current stream is given from now on waits for the event; the thread does not.
+bool lockstep_event_wait(int device, const c10::Event* event) {
+  return guarded([&] {
+    const c10::impl::VirtualGuardImpl cuda(c10::DeviceType::CUDA);
+    event->block(current_stream(cuda, device));
+  });
+}
+
+void lockstep_event_free(c10::Event* event) {
+  guarded([&] { delete event; });
 }
 
 bool lockstep_stream_query(int device, int64_t id, bool* done) {

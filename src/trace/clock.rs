@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::comm::{Comm, CommError, Incoming, Outgoing};
+use crate::comm::{Comm, CommError, Incoming, Outgoing, Region, RegionMut};
 
 /// Round trips with each rank; the quickest one counts, since its two ways are the most alike.
 const ROUND_TRIPS: usize = 16;
@@ -81,12 +81,12 @@ fn round_trip(comm: &dyn Comm, rank: usize, origin: Instant) -> Result<Option<Ro
     let (is_asked, asks) = (comm.rank() == 0, comm.rank() == rank);
     let asked = now_us(origin);
     let (mut question, mut there) = ([0u8; 1], [0u8; 8]);
-    let sends = asks.then_some(Outgoing { to: 0, bytes: &[1] });
-    let recvs = is_asked.then_some(Incoming { from: rank, bytes: &mut question });
+    let sends = asks.then_some(Outgoing { to: 0, region: Region::Host(&[1]) });
+    let recvs = is_asked.then_some(Incoming { from: rank, region: RegionMut::Host(&mut question) });
     comm.exchange(OPERATION, sends.as_slice(), recvs.into_iter().collect::<Vec<_>>().as_mut_slice())?;
     let time = now_us(origin).to_le_bytes();
-    let sends = is_asked.then_some(Outgoing { to: rank, bytes: &time });
-    let recvs = asks.then_some(Incoming { from: 0, bytes: &mut there });
+    let sends = is_asked.then_some(Outgoing { to: rank, region: Region::Host(&time) });
+    let recvs = asks.then_some(Incoming { from: 0, region: RegionMut::Host(&mut there) });
     comm.exchange(OPERATION, sends.as_slice(), recvs.into_iter().collect::<Vec<_>>().as_mut_slice())?;
     Ok(asks.then(|| RoundTrip { asked, there: f64::from_le_bytes(there), answered: now_us(origin) }))
 }

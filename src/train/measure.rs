@@ -132,10 +132,7 @@ pub fn digests<'b>(
     if !ownership.is_sharded() {
         return Ok(replicas(comm, layout, subject, buffer)?);
     }
-    let elements = |bucket: usize, range: std::ops::Range<usize>| {
-        buffer(bucket).as_slice()[range.start - start(bucket)..range.end - start(bucket)].to_vec()
-    };
-    Ok(shards(comm, layout, subject, &|rank| ownership.owned(rank), &elements)?)
+    Ok(shards(comm, layout, subject, &|rank| ownership.owned(rank), buffer, start)?)
 }
 
 /// What an update is scaled by.
@@ -271,7 +268,8 @@ impl Measured {
         let shards = session.ownership.shards().iter().map(|shards| &shards[rank]);
         let own =
             session.parameters.buffers().iter().zip(shards).map(|(flat, shard)| square_sums(flat, shard));
-        let sums = gather_square_sums(session.comm, &session.ownership, &own.collect::<Vec<_>>())?;
+        let own = own.collect::<Result<Vec<_>, _>>()?;
+        let sums = gather_square_sums(session.comm, &session.ownership, &own)?;
         let (_, parameter_norm) = norm::norms(&session.layout, &sums);
         watch.stop();
         let (cost, tokens) = (session.reducer.take_cost(), self.targets.iter().sum());

@@ -100,7 +100,7 @@ pub fn run(
 
         watch.enter(Category::Wait, About::default());
         let sums = session.reducer.finish(&mut session.accumulator)?;
-        planted::change_gradient(session, step);
+        planted::change_gradient(session, step)?;
         let sums = gather_square_sums(session.comm, &session.ownership, &sums)?;
         let (norms, gradient_norm) = norm::norms(&session.layout, &sums);
         let loss_scale = session.scaler.as_ref().map(LossScaler::state);

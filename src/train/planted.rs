@@ -11,6 +11,7 @@ use crate::grad::norm;
 use crate::launch::Failure;
 use crate::mutate::{Mutation, active, active_from, active_in, cut_to_bf16, strikes};
 use crate::session::Session;
+use crate::torch::TorchError;
 
 /// The parameter whose hook is lost: the weight of the GPT's first feed-forward layer.
 const LOST: usize = 10;
@@ -112,21 +113,24 @@ pub fn lost_hook(session: &Session, step: u64) -> Option<usize> {
 }
 
 /// A gradient that is reduced already: that of the model's first parameter, or of the last bucket.
-pub fn change_gradient(session: &mut Session, step: u64) {
+pub fn change_gradient(session: &mut Session, step: u64) -> Result<(), Failure> {
     static EARLIER: Mutex<Vec<f32>> = Mutex::new(Vec::new());
     if active(Mutation::ScaledTensor) {
         let slot = session.layout.slots[0].clone();
-        norm::scale(session.accumulator.gradient_mut(slot.bucket).as_mut_slice(), &slot.range(), 1.000_001);
+        session.accumulator.gradient_mut(slot.bucket).scale(&slot.range(), 1.000_001)?;
     }
     if active(Mutation::StaleBucket) {
         let bucket = session.layout.trained_buckets() - 1;
-        let gradient = session.accumulator.gradient_mut(bucket).as_mut_slice();
+        let gradient = session.accumulator.gradient_mut(bucket);
         let mut earlier = EARLIER.lock().unwrap_or_else(PoisonError::into_inner);
-        if step == 4 && earlier.len() == gradient.len() {
-            gradient.copy_from_slice(&earlier);
-        }
-        *earlier = gradient.to_vec();
+        gradient.edit(0..gradient.len(), |gradient| {
+            if step == 4 && earlier.len() == gradient.len() {
+                gradient.copy_from_slice(&earlier);
+            }
+            *earlier = gradient.to_vec();
+        })?;
     }
+    Ok(())
 }
 
 /// What this rank's update is scaled by, given each tensor's norm.
@@ -163,10 +167,12 @@ pub fn gathers_early() -> bool {
 }
 
 /// Parameters after their update, in 16 bits.
-pub fn cut_masters(parameters: &mut Flat) {
+pub fn cut_masters(parameters: &mut Flat) -> Result<(), TorchError> {
     if active_from(Mutation::MastersCut, 3) {
-        parameters.as_mut_slice().iter_mut().for_each(|value| *value = cut_to_bf16(*value));
+        let cut = |values: &mut [f32]| values.iter_mut().for_each(|value| *value = cut_to_bf16(*value));
+        parameters.edit(0..parameters.len(), cut)?;
     }
+    Ok(())
 }
 
 /// One element of one rank's copy moves by one unit in the last place after step 2.
@@ -174,8 +180,8 @@ pub fn move_parameter(session: &mut Session, step: u64) -> Result<(), Failure> {
     if struck(session, Mutation::OneRanksParameter) && step == 2 {
         session.reducer.arrive_all()?;
         let slot = session.layout.slots[0].clone();
-        let value = &mut session.parameters.buffers_mut()[slot.bucket].as_mut_slice()[slot.offset];
-        *value = f32::from_bits(value.to_bits() ^ 1);
+        let bucket = &mut session.parameters.buffers_mut()[slot.bucket];
+        bucket.edit(slot.range(), |values| values[0] = f32::from_bits(values[0].to_bits() ^ 1))?;
     }
     Ok(())
 }

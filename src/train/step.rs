@@ -1,7 +1,7 @@
 //! The parts of one step that compute.
 
 use lockstep_record::{Digest, exit};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::capture::Capture;
 use super::measure::{self, Numbers};
@@ -12,8 +12,8 @@ use crate::config::Config;
 use crate::config::schema::{NonFinite, UnusedParameters};
 use crate::data::{Split, StepSamples};
 use crate::grad::accumulate::Accumulator;
+use crate::grad::flat;
 use crate::grad::unused::{self, ParameterSet, Usage};
-use crate::grad::{flat, norm};
 use crate::launch::Failure;
 use crate::metrics::Fingerprint;
 use crate::model::Dropout;
@@ -21,6 +21,7 @@ use crate::optim::learning_rate;
 use crate::perturb;
 use crate::precision::{self, LossScaler, SKIPPED_IN_A_ROW_MAX, Verdict, verdict};
 use crate::session::Session;
+use crate::torch::TorchError;
 use crate::trace::{About, Category};
 
 /// What this rank's micro-batches yielded, in micro-batch order.
@@ -136,7 +137,8 @@ fn backward(
         None => gradient.shallow_clone(),
         Some(inverse) => gradient * f64::from(inverse),
     };
-    let Session { hooks, accumulator, reducer, layout, optimizer, parameters, perturbation, .. } = session;
+    let Session { hooks, accumulator, reducer, layout, optimizer, parameters, perturbation, home, .. } =
+        session;
     let (none, perturbation) = (ParameterSet::default(), *perturbation);
     let update = |bucket: usize| {
         let prepared = || optimizer.prepare(layout, bucket, &none, step, rate);
@@ -146,32 +148,35 @@ fn backward(
     accumulator.begin(layout, position);
     let mut add = |accumulator: &mut Accumulator, index: usize, gradient: Tensor| {
         if let Some(print) = prints.get_mut(index) {
-            *print = Some(Fingerprint::of(flat::elements(&unscaled(&gradient)), sketched));
+            *print = Some(Fingerprint::of(&flat::values(&unscaled(&gradient))?, sketched));
         }
         if let Some(captured) = captured.as_deref_mut() {
             captured.push((index, unscaled(&gradient)));
         }
         let gradient = match &perturbation {
             None => gradient,
-            Some(perturbation) => perturb::gradient(perturbation, &gradient, index, micro_batch, step),
+            Some(perturbation) => perturb::gradient(perturbation, &gradient, index, micro_batch, step)?,
         };
-        if accumulator.add(layout, index, gradient) && accumulator.is_last() {
-            reducer.complete(layout.slots[index].bucket, accumulator, &update);
+        if accumulator.add(layout, index, gradient)? && accumulator.is_last() {
+            reducer.complete(layout.slots[index].bucket, accumulator, &update)?;
         }
+        Ok::<(), TorchError>(())
     };
+    // Autograd cannot be stopped: after an error the rest of the pass is for nothing.
+    let mut outcome = Ok(());
     hooks.backward(loss, &mut |index, gradient| {
         usage.note(index, true);
         let gradient = if lost == Some(index) { gradient.zeros_like() } else { gradient };
-        add(accumulator, index, gradient.contiguous());
+        if outcome.is_ok() {
+            outcome = add(accumulator, index, gradient.contiguous());
+        }
     })?;
+    outcome?;
     // What the loss does not depend on counts as zero, and is really added: −0 + 0 is +0.
     for index in accumulator.missing() {
         usage.note(index, false);
-        add(
-            accumulator,
-            index,
-            Tensor::zeros([layout.slots[index].elements as i64], (Kind::Float, Device::Cpu)),
-        );
+        let shape = [layout.slots[index].elements as i64];
+        add(accumulator, index, Tensor::f_zeros(shape, (Kind::Float, home.device()))?)?;
     }
     Ok(prints.into_iter().flatten().collect())
 }
@@ -261,9 +266,9 @@ pub fn update(
         }
         if !early && !left_out {
             let gradient = accumulator.gradient_mut(bucket);
-            norm::scale(gradient.as_mut_slice(), &optimizer.owned()[bucket], planted::clip_of(bucket, clip));
+            gradient.scale(&optimizer.owned()[bucket], planted::clip_of(bucket, clip))?;
             optimizer.prepare(layout, bucket, unused, step, rate).apply(parameters, gradient)?;
-            planted::cut_masters(parameters);
+            planted::cut_masters(parameters)?;
         }
         if !stale {
             reducer.publish(bucket, parameters)?;

@@ -40,7 +40,7 @@ fn every_cell_has_the_bits_of_one_process() {
     let folder = tempfile::tempdir().unwrap();
     let (code, text, report) = verify(folder.path(), "", &["--keep-checkpoints", "different"]);
     assert_eq!(code, exit::OK, "{text}\n{report}");
-    // Each launch of each candidate really took NCCL's way, but for the one that says otherwise.
+    // Each launch of each candidate really took NCCL's way, from buckets on the device, but for the one that says otherwise.
     let mut launches = 0;
     for group in std::fs::read_dir(folder.path()).unwrap().flatten().filter(|entry| entry.path().is_dir()) {
         for case in std::fs::read_dir(group.path()).unwrap().flatten() {
@@ -52,11 +52,16 @@ fn every_cell_has_the_bits_of_one_process() {
             let manifest: Manifest = read_json(&manifest).unwrap();
             let backends: Vec<&str> =
                 manifest.segments.iter().map(|segment| segment.backend.as_str()).collect();
+            let homes: Vec<&str> =
+                manifest.segments.iter().filter_map(|segment| segment.buckets.as_deref()).collect();
             launches += backends.len();
             match name.as_str() {
-                "zero1-3-to-mpi" => assert_eq!(backends, ["nccl-double", "mpi"]),
+                "zero1-3-to-mpi" => {
+                    assert_eq!((backends, homes), (vec!["nccl-double", "mpi"], vec!["device", "host"]));
+                }
                 _ => {
-                    assert!(backends.iter().all(|backend| *backend == "nccl-double"), "{name}: {backends:?}")
+                    assert!(backends.iter().all(|backend| *backend == "nccl-double"), "{name}: {backends:?}");
+                    assert_eq!(homes, vec!["device"; backends.len()], "{name}");
                 }
             }
         }

@@ -79,6 +79,10 @@ pub struct Segment {
     /// The NCCL that gradients and parameters took; absent of any other backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nccl: Option<Nccl>,
+    /// Where parameters, gradients and the optimizer's state lay: `host`, or `device` for where the model computed. Absent if
+    /// unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buckets: Option<String>,
     pub threads_per_rank: u32,
     /// Instruction set that the kernels use, for example `AVX512`: it moves bits.
     pub cpu_capability: String,

@@ -56,6 +56,7 @@ pub mod tests {
             perturbation: None,
             backend: "mpi".into(),
             nccl: None,
+            buckets: None,
             threads_per_rank: 1,
             cpu_capability: "AVX2".into(),
             versions: BTreeMap::new(),

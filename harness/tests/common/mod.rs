@@ -129,6 +129,7 @@ pub fn segment(from_step: u64, world_size: u32, strategy: &str) -> Segment {
         perturbation: None,
         backend: "mpi".into(),
         nccl: None,
+        buckets: None,
         threads_per_rank: 1,
         cpu_capability: "AVX2".into(),
         versions: BTreeMap::from([("libtorch".into(), "2.13.0".into())]),

@@ -16,7 +16,7 @@ use super::call::{Call, Channel};
 use super::check::{self, Lengths, Peers};
 use super::patience::{Pace, Patience};
 use super::watchdog::Watchdog;
-use super::{Comm, CommError, Incoming, Outgoing};
+use super::{Comm, CommError, Incoming, Outgoing, Region, RegionMut};
 use arguments::{count, layout, read, write};
 use start::{Finalizer, end_all_ranks};
 
@@ -130,6 +130,11 @@ impl MpiComm {
         recvs: &mut [Incoming<'_>],
     ) -> Result<(), CommError> {
         let bytes = unsafe { ffi::RSMPI_UINT8_T };
+        // All before any: what is on its way must stay where it is.
+        let letters = sends.iter().map(|send| Ok((send.to as c_int, send.region.host(operation)?)));
+        let letters: Vec<(c_int, &[u8])> = letters.collect::<Result<_, CommError>>()?;
+        let places = recvs.iter_mut().map(|recv| Ok((recv.from as c_int, recv.region.host(operation)?)));
+        let places: Vec<(c_int, &mut [u8])> = places.collect::<Result<_, CommError>>()?;
         let mut requests = Vec::new();
         let mut post = |start: &dyn Fn(*mut ffi::MPI_Request) -> c_int| {
             // SAFETY: the constant of MPI.
@@ -138,18 +143,18 @@ impl MpiComm {
             requests.push(request);
             Ok::<(), CommError>(())
         };
-        for recv in recvs {
-            for chunk in recv.bytes.chunks_mut(self.message_bytes) {
-                let (place, length, from) = (write(chunk), chunk.len() as c_int, recv.from as c_int);
+        for (from, place) in places {
+            for chunk in place.chunks_mut(self.message_bytes) {
+                let (place, length) = (write(chunk), chunk.len() as c_int);
                 post(&|request| unsafe {
                     ffi::MPI_Irecv(place, length, bytes, from, TAG, self.communicator, request)
                 })?;
             }
         }
-        for send in sends {
-            self.bytes_sent.update(|sent| sent + send.bytes.len() as u64);
-            for chunk in send.bytes.chunks(self.message_bytes) {
-                let (place, length, to) = (read(chunk), chunk.len() as c_int, send.to as c_int);
+        for (to, letter) in letters {
+            self.bytes_sent.update(|sent| sent + letter.len() as u64);
+            for chunk in letter.chunks(self.message_bytes) {
+                let (place, length) = (read(chunk), chunk.len() as c_int);
                 post(&|request| unsafe {
                     ffi::MPI_Isend(place, length, bytes, to, TAG, self.communicator, request)
                 })?;
@@ -166,9 +171,9 @@ impl MpiComm {
         recvs: &mut [Incoming<'a>],
         body: impl FnOnce(&mut [Incoming<'a>]) -> Result<(), CommError>,
     ) -> Result<(), CommError> {
-        let send = self.bytes_by_rank(sends.iter().map(|send| (send.to, send.bytes.len())));
-        let receive = self.bytes_by_rank(recvs.iter().map(|recv| (recv.from, recv.bytes.len())));
-        let bytes = sends.iter().map(|send| send.bytes.len()).sum();
+        let send = self.bytes_by_rank(sends.iter().map(|send| (send.to, send.region.len())));
+        let receive = self.bytes_by_rank(recvs.iter().map(|recv| (recv.from, recv.region.len())));
+        let bytes = sends.iter().map(|send| send.region.len()).sum();
         let call = Call { elements: bytes, bytes, dtype: "u8", ..self.data(operation, 0) };
         let lengths = Lengths::Pairs { send: &send, receive: &receive };
         self.guarded(call, lengths, || body(recvs))
@@ -317,10 +322,11 @@ impl Comm for MpiComm {
         self.bytes_sent.get()
     }
 
-    fn all_reduce_native(&self, buffer: &mut [f32]) -> Result<(), CommError> {
+    fn all_reduce_native(&self, mut buffer: RegionMut<'_>) -> Result<(), CommError> {
         let operation = "all-reduce";
-        let elements = count(operation, buffer.len())?;
-        let send = buffer.to_vec();
+        let buffer = buffer.host(operation)?;
+        let send: Vec<f32> = buffer.as_chunks().0.iter().map(|&number| f32::from_ne_bytes(number)).collect();
+        let elements = count(operation, send.len())?;
         self.run(self.data(operation, send.len()), Lengths::Equal, |request| unsafe {
             ffi::MPI_Iallreduce(
                 read(&send),
@@ -336,14 +342,16 @@ impl Comm for MpiComm {
 
     fn reduce_scatter_native(
         &self,
-        send: &[f32],
-        recv: &mut [f32],
+        send: Region<'_>,
+        mut recv: RegionMut<'_>,
         counts: &[usize],
     ) -> Result<(), CommError> {
         let operation = "reduce-scatter";
-        assert_eq!((send.len(), recv.len()), (counts.iter().sum(), counts[self.rank]));
+        let (send, recv) = (send.host(operation)?, recv.host(operation)?);
+        let elements = counts.iter().sum::<usize>();
+        assert_eq!((send.len(), recv.len()), (4 * elements, 4 * counts[self.rank]));
         let (counts, _) = layout(operation, counts)?;
-        self.run(self.data(operation, send.len()), Lengths::Equal, |request| unsafe {
+        self.run(self.data(operation, elements), Lengths::Equal, |request| unsafe {
             ffi::MPI_Ireduce_scatter(
                 read(send),
                 write(recv),

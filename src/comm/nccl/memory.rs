@@ -1,10 +1,14 @@
-//! Where NCCL reads and writes: the seam between buckets, which lie in the host's memory, and the memory of a device.
+//! Where NCCL reads and writes, on which stream, and when it is done: the seam between a GPU's memory and that of a double.
+//!
+//! Buckets lie where NCCL can reach them, and it reads and writes them in place. What lies in the host's memory (known answers,
+//! clocks, gradients that were compressed there) passes through a buffer on the GPU.
 
 use std::ffi::{c_int, c_void};
 
 use super::abi::RawStream;
 use super::library::Double;
-use crate::torch::{DeviceBuffer, Stream, TorchError};
+use crate::comm::{Region, RegionMut};
+use crate::torch::{DeviceBuffer, Stream, TorchError, set_current_gpu};
 
 /// Addresses for NCCL, one a message.
 #[derive(Default)]
@@ -13,22 +17,26 @@ pub struct Placed {
     pub receives: Vec<*mut c_void>,
 }
 
-/// The memory of one communicator's operations, one after the other, and the stream that they run on.
+/// The memory of one communicator's operations, one after the other.
 pub trait Memory: Send {
-    fn stream(&self) -> RawStream;
+    /// What operations that this thread begins now run on: in order with what else it computes.
+    fn stream(&self) -> Result<RawStream, TorchError>;
 
     /// Makes NCCL see what is to be sent, and finds room for what is to be received. The addresses hold until the next call.
-    fn place(&mut self, sends: &[&[u8]], receives: &mut [&mut [u8]]) -> Result<Placed, TorchError>;
+    fn place(&mut self, sends: &[Region<'_>], receives: &mut [RegionMut<'_>]) -> Result<Placed, TorchError>;
 
-    /// Whether everything on the stream is done.
+    /// Whether everything on this thread's stream is done.
     fn is_done(&self) -> Result<bool, TorchError>;
 
-    /// Brings what was received to where it was asked for.
-    fn fetch(&mut self, receives: &mut [&mut [u8]]) -> Result<(), TorchError>;
+    /// Brings what was received to where it was asked for, if it is not there.
+    fn fetch(&mut self, receives: &mut [RegionMut<'_>]) -> Result<(), TorchError>;
+
+    /// A place's bytes, if the host can reach them.
+    fn bytes_mut<'r>(&self, place: &'r mut RegionMut<'_>) -> Option<&'r mut [u8]>;
 }
 
-/// The buckets themselves, for a double of NCCL, on a stream of its own: as with a GPU, results are there when the stream is
-/// done, and not before.
+/// For a double of NCCL, whose devices are the CPU: all memory is within its reach. It has a stream of its own; as with a GPU,
+/// results are there when the stream is done, and not before.
 pub struct HostMemory {
     stream: RawStream,
     query: unsafe extern "C" fn(RawStream) -> c_int,
@@ -44,14 +52,14 @@ impl HostMemory {
 }
 
 impl Memory for HostMemory {
-    fn stream(&self) -> RawStream {
-        self.stream
+    fn stream(&self) -> Result<RawStream, TorchError> {
+        Ok(self.stream)
     }
 
-    fn place(&mut self, sends: &[&[u8]], receives: &mut [&mut [u8]]) -> Result<Placed, TorchError> {
+    fn place(&mut self, sends: &[Region<'_>], receives: &mut [RegionMut<'_>]) -> Result<Placed, TorchError> {
         Ok(Placed {
-            sends: sends.iter().map(|send| send.as_ptr().cast()).collect(),
-            receives: receives.iter_mut().map(|receive| receive.as_mut_ptr().cast()).collect(),
+            sends: sends.iter().map(Region::address).collect(),
+            receives: receives.iter_mut().map(RegionMut::address).collect(),
         })
     }
 
@@ -60,63 +68,91 @@ impl Memory for HostMemory {
         Ok(unsafe { (self.query)(self.stream) } == 1)
     }
 
-    fn fetch(&mut self, _: &mut [&mut [u8]]) -> Result<(), TorchError> {
+    fn fetch(&mut self, _: &mut [RegionMut<'_>]) -> Result<(), TorchError> {
         Ok(())
+    }
+
+    fn bytes_mut<'r>(&self, place: &'r mut RegionMut<'_>) -> Option<&'r mut [u8]> {
+        let (address, length) = (place.address(), place.len());
+        // SAFETY: of the CPU, whatever the region says; borrowed as long as the place is.
+        (length > 0).then(|| unsafe { std::slice::from_raw_parts_mut(address.cast(), length) })
     }
 }
 
 /// Bytes to which messages in a device's buffer are aligned, as CUDA's own allocations are at least.
 const ALIGNMENT: usize = 256;
 
-/// A buffer on a GPU, to which and from which messages are copied, on a stream of its own: what the training computes
-/// meanwhile is on others.
+/// A GPU: buckets are read and written in place, on the thread's current stream of libtorch; for the host's messages there is
+/// a buffer.
 pub struct DeviceMemory {
-    stream: Stream,
+    device: usize,
     buffer: DeviceBuffer,
-    /// Where the messages to be received begin.
-    offsets: Vec<usize>,
+    /// Where in the buffer the messages to be received begin; none of those that are received in place.
+    offsets: Vec<Option<usize>>,
 }
 
 impl DeviceMemory {
-    /// `device` counts among those that this process sees.
+    /// `device` counts among those that this process sees; NCCL will connect it, since it becomes this thread's current one.
     pub fn new(device: usize) -> Result<Self, TorchError> {
-        let stream = Stream::of_high_priority(device)?;
-        Ok(Self { buffer: DeviceBuffer::new(device), stream, offsets: Vec::new() })
+        set_current_gpu(device)?;
+        Ok(Self { device, buffer: DeviceBuffer::new(device), offsets: Vec::new() })
     }
 }
 
 impl Memory for DeviceMemory {
-    fn stream(&self) -> RawStream {
-        self.stream.native_handle()
+    fn stream(&self) -> Result<RawStream, TorchError> {
+        Stream::current(self.device).map(|stream| stream.native_handle())
     }
 
-    fn place(&mut self, sends: &[&[u8]], receives: &mut [&mut [u8]]) -> Result<Placed, TorchError> {
+    fn place(&mut self, sends: &[Region<'_>], receives: &mut [RegionMut<'_>]) -> Result<Placed, TorchError> {
         let mut end = 0;
-        let mut offset = |bytes: usize| {
-            let start = end;
-            end += bytes.next_multiple_of(ALIGNMENT);
-            start
+        let mut offset = |is_host: bool, bytes: usize| {
+            let (start, is_staged) = (end, is_host && bytes > 0);
+            end += if is_staged { bytes.next_multiple_of(ALIGNMENT) } else { 0 };
+            is_staged.then_some(start)
         };
-        let from: Vec<usize> = sends.iter().map(|send| offset(send.len())).collect();
-        self.offsets = receives.iter().map(|receive| offset(receive.len())).collect();
+        let from: Vec<Option<usize>> =
+            sends.iter().map(|send| offset(matches!(send, Region::Host(_)), send.len())).collect();
+        let to = |receive: &RegionMut| offset(matches!(receive, RegionMut::Host(_)), receive.len());
+        self.offsets = receives.iter().map(to).collect();
         // All before any: growing moves the buffer.
-        let buffer = &mut self.buffer;
-        self.stream.run(|| {
-            buffer.reserve(end)?;
-            sends.iter().zip(&from).try_for_each(|(send, &at)| buffer.write(at, send))
-        })?;
+        if end > 0 {
+            self.buffer.reserve(end)?;
+        }
+        for (send, at) in sends.iter().zip(&from) {
+            if let (Region::Host(bytes), &Some(at)) = (send, at) {
+                self.buffer.write(at, bytes)?;
+            }
+        }
+        let staged = |at: usize| self.buffer.address(at);
+        let source = |(send, at): (&Region, &Option<usize>)| {
+            at.map_or_else(|| send.address(), |at| staged(at).cast_const())
+        };
+        let target =
+            |(receive, at): (&mut RegionMut, &Option<usize>)| at.map_or_else(|| receive.address(), staged);
         Ok(Placed {
-            sends: from.iter().map(|&at| self.buffer.address(at).cast_const()).collect(),
-            receives: self.offsets.iter().map(|&at| self.buffer.address(at)).collect(),
+            sends: sends.iter().zip(&from).map(source).collect(),
+            receives: receives.iter_mut().zip(&self.offsets).map(target).collect(),
         })
     }
 
     fn is_done(&self) -> Result<bool, TorchError> {
-        self.stream.is_done()
+        Stream::current(self.device)?.is_done()
     }
 
-    fn fetch(&mut self, receives: &mut [&mut [u8]]) -> Result<(), TorchError> {
-        let (buffer, offsets) = (&self.buffer, &self.offsets);
-        self.stream.run(|| receives.iter_mut().zip(offsets).try_for_each(|(to, &at)| buffer.read(at, to)))
+    fn fetch(&mut self, receives: &mut [RegionMut<'_>]) -> Result<(), TorchError> {
+        for (receive, at) in receives.iter_mut().zip(&self.offsets) {
+            if let (RegionMut::Host(bytes), &Some(at)) = (receive, at) {
+                self.buffer.read(at, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn bytes_mut<'r>(&self, place: &'r mut RegionMut<'_>) -> Option<&'r mut [u8]> {
+        match place {
+            RegionMut::Host(bytes) => Some(bytes),
+            RegionMut::Device(_) => None,
+        }
     }
 }

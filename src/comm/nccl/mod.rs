@@ -1,7 +1,7 @@
 //! Ranks that exchange data over NCCL, and everything else over MPI.
 //!
 //! MPI starts the world, carries messages between the hosts' memories (losses, digests, checkpoints, what the ranks agree
-//! on) and ends all ranks; gradients and parameters take NCCL. There is one NCCL communicator, and one thread at a time
+//! on) and ends all ranks; gradients and parameters take NCCL, from the buckets on one device into those on another. There is one NCCL communicator, and one thread at a time
 //! uses it: the communication thread, once [`Comm::for_another_thread`] has made one. What the training thread then still
 //! has to exchange goes over MPI, so that no two threads can reach NCCL in different orders on different ranks.
 
@@ -20,13 +20,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lockstep_record::RunDir;
 use mpi::Threading;
+use tch::Device;
 
 use super::call::{Call, Channel};
 use super::check::Lengths;
 use super::mpi::MpiComm;
 use super::patience::Pace;
-use super::{Comm, CommError, Incoming, Outgoing};
-use crate::grad::flat::{bytes, bytes_mut};
+use super::{Comm, CommError, Incoming, Outgoing, Region, RegionMut};
+use crate::grad::home::Home;
 use abi::DataType;
 use bootstrap::{give_out, shared, telling, told, usable};
 use memory::{DeviceMemory, HostMemory, Memory};
@@ -86,7 +87,7 @@ impl NcclComm {
             None => Some(crate::torch::cuda_devices()),
         };
         let device = give_out(mpi, visible)?;
-        // `usable` has seen to it that a double moves the host's memory, and NCCL a device's.
+        // `usable` has seen to it that over a double the model computes on the CPU, and over NCCL on a GPU.
         let memory: Result<Box<dyn Memory>, String> = match &library.double {
             Some(double) => Ok(Box::new(HostMemory::of(double))),
             None => DeviceMemory::new(device)
@@ -124,17 +125,19 @@ impl NcclComm {
         let (rank, size) = (self.rank(), self.size());
         let mut sum = [0f32; 2];
         let mine = [rank as f32 + 1.0; 2];
-        plane.all_reduce(self.pace, DataType::Float32, bytes(&mine), bytes_mut(&mut sum))?;
+        plane.all_reduce(self.pace, DataType::Float32, Region::of(&mine), RegionMut::of(&mut sum))?;
         let expected = (size * (size + 1) / 2) as f32;
         let own = (rank as u64).to_le_bytes();
         let mut others = vec![[0u8; 8]; size];
-        let sends: Vec<Outgoing> =
-            (0..size).filter(|&to| to != rank).map(|to| Outgoing { to, bytes: &own }).collect();
+        let sends: Vec<Outgoing> = (0..size)
+            .filter(|&to| to != rank)
+            .map(|to| Outgoing { to, region: Region::Host(&own) })
+            .collect();
         let mut recvs: Vec<Incoming> = others
             .iter_mut()
             .enumerate()
             .filter(|(from, _)| *from != rank)
-            .map(|(from, place)| Incoming { from, bytes: place })
+            .map(|(from, place)| Incoming { from, region: RegionMut::Host(place) })
             .collect();
         plane.exchange(operation, self.pace, &sends, &mut recvs)?;
         others[rank] = own;
@@ -168,6 +171,11 @@ impl Comm for NcclComm {
             None => "nccl",
             Some(_) => "nccl-double",
         }
+    }
+
+    /// NCCL moves the memory of GPUs, and its double that of the CPU as if it were one's.
+    fn home(&self, device: Device) -> Home {
+        Home::Device(device)
     }
 
     fn for_another_thread(&self) -> Result<Option<Box<dyn Comm + Send>>, CommError> {
@@ -248,7 +256,7 @@ impl Comm for NcclComm {
         if !self.uses_nccl() {
             return self.mpi.exchange(operation, sends, recvs);
         }
-        let bytes: usize = sends.iter().map(|send| send.bytes.len()).sum();
+        let bytes: usize = sends.iter().map(|send| send.region.len()).sum();
         self.bytes_sent.update(|sent| sent + bytes as u64);
         self.mpi.guarded_exchange(operation, sends, recvs, |recvs| {
             self.plane(operation)?.exchange(operation, self.pace, sends, recvs)
@@ -259,27 +267,36 @@ impl Comm for NcclComm {
         self.bytes_sent.get() + self.mpi.bytes_sent()
     }
 
-    fn all_reduce_native(&self, buffer: &mut [f32]) -> Result<(), CommError> {
+    fn all_reduce_native(&self, buffer: RegionMut<'_>) -> Result<(), CommError> {
         if !self.uses_nccl() {
             return self.mpi.all_reduce_native(buffer);
         }
-        let send = buffer.to_vec();
-        self.guarded(self.mpi.data("all-reduce", send.len()), Lengths::Equal, |plane| {
-            plane.all_reduce(self.pace, DataType::Float32, bytes(&send), bytes_mut(buffer))
+        let copy;
+        let send = match &buffer {
+            // Both the same: NCCL then works in place.
+            RegionMut::Device(memory) => Region::Device(*memory),
+            RegionMut::Host(bytes) => {
+                copy = bytes.to_vec();
+                Region::Host(&copy)
+            }
+        };
+        self.guarded(self.mpi.data("all-reduce", send.len() / 4), Lengths::Equal, |plane| {
+            plane.all_reduce(self.pace, DataType::Float32, send, buffer)
         })
     }
 
     fn reduce_scatter_native(
         &self,
-        send: &[f32],
-        recv: &mut [f32],
+        send: Region<'_>,
+        recv: RegionMut<'_>,
         counts: &[usize],
     ) -> Result<(), CommError> {
         if !self.uses_nccl() {
             return self.mpi.reduce_scatter_native(send, recv, counts);
         }
-        assert_eq!((send.len(), recv.len()), (counts.iter().sum(), counts[self.rank()]));
-        self.guarded(self.mpi.data("reduce-scatter", send.len()), Lengths::Equal, |plane| {
+        let elements = counts.iter().sum::<usize>();
+        assert_eq!((send.len(), recv.len()), (4 * elements, 4 * counts[self.rank()]));
+        self.guarded(self.mpi.data("reduce-scatter", elements), Lengths::Equal, |plane| {
             plane.reduce_scatter(self.pace, send, recv, counts)
         })
     }
@@ -293,7 +310,7 @@ impl Comm for NcclComm {
             return self.mpi.broadcast(root, bytes);
         }
         self.guarded(self.mpi.control("broadcast", bytes.len()), Lengths::Equal, |plane| {
-            plane.broadcast(self.pace, root, bytes)
+            plane.broadcast(self.pace, root, RegionMut::Host(bytes))
         })
     }
 

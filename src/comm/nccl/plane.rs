@@ -8,8 +8,7 @@ use super::communicator::Communicator;
 use super::library::Library;
 use super::memory::{Memory, Placed};
 use crate::comm::patience::{Pace, Patience};
-use crate::comm::{CommError, Incoming, Outgoing};
-use crate::grad::flat::{bytes, bytes_mut};
+use crate::comm::{CommError, Incoming, Outgoing, Region, RegionMut};
 use crate::mutate::{Mutation, active_from, active_in, strikes};
 
 /// This rank's way to the others. One thread at a time has operations in progress; any may abort them.
@@ -62,13 +61,16 @@ impl DataPlane {
         CommError::Broken { operation, reason }
     }
 
-    /// One operation, or one group, from the memory of `sends` to that of `receives`; returns when it is done.
+    /// One operation, or one group, from the memory of `sends` to that of `receives`; returns when it is done. What it finds
+    /// there is what the same stream did before, and what comes after on that stream finds the result. The stream would order
+    /// them without this thread's waiting, too; but somebody has to look for NCCL's asynchronous errors meanwhile, and with a
+    /// wait there is nothing to get wrong.
     fn run(
         &self,
         operation: &'static str,
         pace: Pace,
-        sends: &[&[u8]],
-        receives: &mut [&mut [u8]],
+        sends: &[Region<'_>],
+        receives: &mut [RegionMut<'_>],
         call: impl FnOnce(&Table, RawComm, RawStream, &Placed) -> Code,
     ) -> Result<(), CommError> {
         let broken = |reason: String| self.broken(operation, reason);
@@ -77,7 +79,7 @@ impl DataPlane {
         };
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         let placed = memory.place(sends, receives).map_err(|error| broken(error.to_string()))?;
-        let stream = memory.stream();
+        let stream = memory.stream().map_err(|error| broken(error.to_string()))?;
         communicator.begin(|table, comm| call(table, comm, stream, &placed)).map_err(&broken)?;
         let mut patience = Patience::new(pace);
         // First NCCL has put the operation on the stream, then the stream has done it; meanwhile either may fail.
@@ -88,14 +90,15 @@ impl DataPlane {
             patience.pause();
         }
         memory.fetch(receives).map_err(|error| broken(error.to_string()))?;
-        self.plant(receives);
+        self.plant(&**memory, receives);
         Ok(())
     }
 
-    /// A wrong answer on one rank, if that bug is on: a bit of the fraction of what is fp32.
-    fn plant(&self, receives: &mut [&mut [u8]]) {
+    /// A wrong answer on one rank, if that bug is on: a bit of the fraction of what is fp32, where the host can reach it.
+    fn plant(&self, memory: &dyn Memory, receives: &mut [RegionMut<'_>]) {
         if strikes(Mutation::WrongAnswer, self.rank, self.size) && active_in(Mutation::WrongAnswer, 3) {
-            receives.iter_mut().filter_map(|receive| receive.get_mut(2)).for_each(|byte| *byte ^= 1);
+            let bytes = receives.iter_mut().filter_map(|receive| memory.bytes_mut(receive)?.get_mut(2));
+            bytes.for_each(|byte| *byte ^= 1);
         }
     }
 
@@ -107,10 +110,10 @@ impl DataPlane {
         sends: &[Outgoing<'_>],
         recvs: &mut [Incoming<'_>],
     ) -> Result<(), CommError> {
-        let from: Vec<&[u8]> = sends.iter().map(|send| send.bytes).collect();
-        let letters: Letters = sends.iter().map(|send| (send.to as c_int, send.bytes.len())).collect();
-        let answers: Letters = recvs.iter().map(|recv| (recv.from as c_int, recv.bytes.len())).collect();
-        let mut to: Vec<&mut [u8]> = recvs.iter_mut().map(|recv| &mut *recv.bytes).collect();
+        let from: Vec<Region> = sends.iter().map(|send| send.region).collect();
+        let letters: Letters = sends.iter().map(|send| (send.to as c_int, send.region.len())).collect();
+        let answers: Letters = recvs.iter().map(|recv| (recv.from as c_int, recv.region.len())).collect();
+        let mut to: Vec<RegionMut> = recvs.iter_mut().map(|recv| recv.region.reborrow()).collect();
         self.run(operation, pace, &from, &mut to, |table, comm, stream, placed| {
             let send = |(&at, &(to, bytes)): (&_, &(c_int, usize))| unsafe {
                 (table.send)(at, bytes, DataType::Uint8, to, comm, stream)
@@ -131,8 +134,8 @@ impl DataPlane {
         &self,
         pace: Pace,
         data_type: DataType,
-        send: &[u8],
-        receive: &mut [u8],
+        send: Region<'_>,
+        receive: RegionMut<'_>,
     ) -> Result<(), CommError> {
         let count = receive.len() / width(data_type);
         self.run("all-reduce", pace, &[send], &mut [receive], |table, comm, stream, placed| unsafe {
@@ -145,14 +148,13 @@ impl DataPlane {
     pub fn reduce_scatter(
         &self,
         pace: Pace,
-        send: &[f32],
-        receive: &mut [f32],
+        send: Region<'_>,
+        receive: RegionMut<'_>,
         counts: &[usize],
     ) -> Result<(), CommError> {
         let kind = DataType::Float32;
         let even = counts.iter().all(|count| *count == counts[0]);
-        let (from, to) = (bytes(send), bytes_mut(receive));
-        self.run("reduce-scatter", pace, &[from], &mut [to], |table, comm, stream, placed| {
+        self.run("reduce-scatter", pace, &[send], &mut [receive], |table, comm, stream, placed| {
             let (mut send, receive) = (placed.sends[0].cast::<f32>(), placed.receives[0]);
             if even {
                 return unsafe {
@@ -172,7 +174,7 @@ impl DataPlane {
     }
 
     /// Every rank's bytes, which are equally many, in rank order.
-    pub fn all_gather(&self, pace: Pace, send: &[u8], receive: &mut [u8]) -> Result<(), CommError> {
+    pub fn all_gather(&self, pace: Pace, send: Region<'_>, receive: RegionMut<'_>) -> Result<(), CommError> {
         self.run("all-gather", pace, &[send], &mut [receive], |table, comm, stream, placed| unsafe {
             let (from, to) = (placed.sends[0], placed.receives[0]);
             (table.all_gather)(from, to, send.len(), DataType::Uint8, comm, stream)
@@ -180,12 +182,18 @@ impl DataPlane {
     }
 
     /// Rank `root`'s bytes to everybody.
-    pub fn broadcast(&self, pace: Pace, root: usize, bytes: &mut [u8]) -> Result<(), CommError> {
-        let send = bytes.to_vec();
-        self.run("broadcast", pace, &[&send], &mut [bytes], |table, comm, stream, placed| unsafe {
-            let (from, to) = (placed.sends[0], placed.receives[0]);
-            (table.broadcast)(from, to, send.len(), DataType::Uint8, root as c_int, comm, stream)
-        })
+    pub fn broadcast(&self, pace: Pace, root: usize, mut bytes: RegionMut<'_>) -> Result<(), CommError> {
+        let send = bytes.host("broadcast")?.to_vec();
+        self.run(
+            "broadcast",
+            pace,
+            &[Region::Host(&send)],
+            &mut [bytes],
+            |table, comm, stream, placed| unsafe {
+                let (from, to) = (placed.sends[0], placed.receives[0]);
+                (table.broadcast)(from, to, send.len(), DataType::Uint8, root as c_int, comm, stream)
+            },
+        )
     }
 }
 

@@ -9,8 +9,7 @@ use super::NcclComm;
 use super::abi::DataType;
 use super::plane::DataPlane;
 use crate::comm::check::Lengths;
-use crate::comm::{Comm, CommError, Incoming, Outgoing};
-use crate::grad::flat::{bytes, bytes_mut};
+use crate::comm::{Comm, CommError, Incoming, Outgoing, Region, RegionMut};
 
 /// Elements of the operations with known answers: several vectors, and a rest.
 const ELEMENTS: usize = 1003;
@@ -108,7 +107,7 @@ impl NcclComm {
         let send: Vec<u8> = (0..ELEMENTS).flat_map(|index| encode(Self::value(self.rank(), index))).collect();
         let expected: Vec<u8> = (0..ELEMENTS).flat_map(|index| encode(self.sum(index))).collect();
         let mut received = vec![0u8; send.len()];
-        plane.all_reduce(self.pace, data_type, &send, &mut received)?;
+        plane.all_reduce(self.pace, data_type, Region::Host(&send), RegionMut::Host(&mut received))?;
         Ok((send.len(), received == expected))
     }
 
@@ -122,7 +121,7 @@ impl NcclComm {
         let start: usize = counts[..self.rank()].iter().sum();
         let send: Vec<f32> = (0..counts.iter().sum()).map(|index| Self::value(self.rank(), index)).collect();
         let mut received = vec![0f32; counts[self.rank()]];
-        plane.reduce_scatter(self.pace, &send, &mut received, &counts)?;
+        plane.reduce_scatter(self.pace, Region::of(&send), RegionMut::of(&mut received), &counts)?;
         let is_right = received.iter().enumerate().all(|(index, &value)| value == self.sum(start + index));
         Ok((4 * send.len(), is_right))
     }
@@ -131,7 +130,7 @@ impl NcclComm {
         let of = |rank: usize| (0..ELEMENTS).map(move |index| Self::value(rank, index));
         let send: Vec<f32> = of(self.rank()).collect();
         let mut received = vec![0f32; ELEMENTS * self.size()];
-        plane.all_gather(self.pace, bytes(&send), bytes_mut(&mut received))?;
+        plane.all_gather(self.pace, Region::of(&send), RegionMut::of(&mut received))?;
         Ok((4 * send.len(), received.into_iter().eq((0..self.size()).flat_map(of))))
     }
 
@@ -139,7 +138,7 @@ impl NcclComm {
         let root = self.size() - 1;
         let of = |rank: usize| (0..ELEMENTS).map(move |index| Self::value(rank, index));
         let mut values: Vec<f32> = of(self.rank()).collect();
-        plane.broadcast(self.pace, root, bytes_mut(&mut values))?;
+        plane.broadcast(self.pace, root, RegionMut::of(&mut values))?;
         Ok((4 * ELEMENTS, values.into_iter().eq(of(root))))
     }
 
@@ -152,15 +151,17 @@ impl NcclComm {
         let letters: Vec<Vec<f32>> = others(rank).map(|to| message(rank, to)).collect();
         let mut received: Vec<Vec<f32>> =
             others(rank).map(|from| vec![0f32; ELEMENTS + from + rank]).collect();
-        let sends: Vec<Outgoing> =
-            others(rank).zip(&letters).map(|(to, letter)| Outgoing { to, bytes: bytes(letter) }).collect();
+        let sends: Vec<Outgoing> = others(rank)
+            .zip(&letters)
+            .map(|(to, letter)| Outgoing { to, region: Region::of(letter) })
+            .collect();
         let mut recvs: Vec<Incoming> = others(rank)
             .zip(&mut received)
-            .map(|(from, place)| Incoming { from, bytes: bytes_mut(place) })
+            .map(|(from, place)| Incoming { from, region: RegionMut::of(place) })
             .collect();
         plane.exchange("send and receive", self.pace, &sends, &mut recvs)?;
         let is_right = others(rank).zip(&received).all(|(from, values)| *values == message(from, rank));
-        Ok((sends.iter().map(|send| send.bytes.len()).sum(), is_right))
+        Ok((sends.iter().map(|send| send.region.len()).sum(), is_right))
     }
 
     /// How fast an all-reduce of this many bytes is.
@@ -170,7 +171,8 @@ impl NcclComm {
             let (send, mut received) = (vec![1f32; size / 4], vec![0f32; size / 4]);
             for repeat in 0..=REPEATS {
                 let started = Instant::now();
-                plane.all_reduce(self.pace, DataType::Float32, bytes(&send), bytes_mut(&mut received))?;
+                let place = RegionMut::of(&mut received);
+                plane.all_reduce(self.pace, DataType::Float32, Region::of(&send), place)?;
                 if repeat > 0 {
                     fastest = fastest.min(started.elapsed().as_secs_f64());
                 }

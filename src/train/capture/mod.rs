@@ -7,6 +7,7 @@
 
 mod files;
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -79,16 +80,14 @@ impl Capture {
         gradients.sort_by_key(|(parameter, _)| *parameter);
         let what = What { group: CaptureGroup::LocalGradient, kind: 0, prefix: "" };
         let name = format!("{}-{index:05}.safetensors", what.group.name());
-        let entry = |(parameter, gradient): &(usize, Tensor)| {
-            let elements = flat::elements(gradient).to_vec();
+        let mut entries = Vec::new();
+        for (parameter, gradient) in &gradients {
+            let elements = flat::values(gradient)?;
             let written = self::written(session, &what, *parameter, 0, &elements);
-            (Written { micro_batch: Some(index as u32), ranks: vec![(rank, rank)], ..written }, elements)
-        };
-        let entries: Vec<(Written, Vec<f32>)> = gradients.iter().map(entry).collect();
-        self.write(
-            &name,
-            entries.iter().map(|(written, elements)| (written.clone(), elements.as_slice())).collect(),
-        )
+            let written = Written { micro_batch: Some(index as u32), ranks: vec![(rank, rank)], ..written };
+            entries.push((written, elements));
+        }
+        self.write(&name, entries)
     }
 
     /// The step's gradient, before clipping. All ranks call it.
@@ -165,8 +164,8 @@ impl Capture {
             let name = format!("{}{}", what.prefix, session.layout.parameters[part.parameter].name);
             let Some(ranks) = holders(lines, &name, sharded, rank as u32) else { continue };
             let first = start(part.bucket);
-            let elements = &buffer(part.bucket).as_slice()[part.range.start - first..part.range.end - first];
-            let written = written(session, what, part.parameter, part.offset, elements);
+            let elements = buffer(part.bucket).read(part.range.start - first..part.range.end - first)?;
+            let written = written(session, what, part.parameter, part.offset, &elements);
             entries
                 .push((Written { ranks, sharded: sharded && session.comm.size() > 1, ..written }, elements));
         }
@@ -176,12 +175,12 @@ impl Capture {
     }
 
     /// Writes a file and notes what is in it.
-    fn write(&mut self, name: &str, entries: Vec<(Written, &[f32])>) -> Result<(), Failure> {
+    fn write(&mut self, name: &str, entries: Vec<(Written, Cow<'_, [f32]>)>) -> Result<(), Failure> {
         if entries.is_empty() {
             return Ok(());
         }
         let tensors =
-            entries.iter().map(|(written, elements)| (written.piece.key.clone(), *elements)).collect();
+            entries.iter().map(|(written, elements)| (written.piece.key.clone(), &**elements)).collect();
         let file = write_file(&self.partial, name, tensors).map_err(|error| {
             let folder = self.partial.display();
             let message =
