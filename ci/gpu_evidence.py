@@ -86,6 +86,7 @@ def run_of(reader, run):
     return {
         "precision": (manifest.get("config") or {}).get("precision"),
         "backends": [segment.get("backend") for segment in segments],
+        "buckets": [segment.get("buckets") for segment in segments],
         "nccl": [segment["nccl"] for segment in segments if segment.get("nccl")],
         "tokens_per_second_median": statistics.median(speeds) if speeds else None,
         "resident_bytes_max": largest(line.get("resident_bytes_max") for line in steps),

@@ -76,8 +76,11 @@ impl Stream {
         };
         let before = exchange(self.id)?;
         let result = work();
-        exchange(before)?;
-        result
+        let restored = exchange(before);
+        // After a fault of the device nothing works any more: the first error is the one to tell.
+        let value = result?;
+        restored?;
+        Ok(value)
     }
 }
 

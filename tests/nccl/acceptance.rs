@@ -163,6 +163,7 @@ fn a_rehearsal_over_the_double_collects_evidence() {
     let last = cases[3];
     assert_eq!((&last["verdict"], &last["precision"]), (&"passed".into(), &"bf16".into()));
     assert_eq!(last["backends"], serde_json::json!(["nccl-double"]));
+    assert_eq!(last["buckets"], serde_json::json!(["device"]));
     assert!(last["tokens_per_second_median"].as_f64().unwrap() > 0.0);
     assert!(last["resident_bytes_max"].as_u64().unwrap() > 1 << 20 && last["tensor_bytes_max"].is_null());
     assert!(said.contains("4 of 4 runs of the matrix good, 0 gaps"), "{said}");
