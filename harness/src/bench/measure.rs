@@ -21,8 +21,8 @@ pub enum Metric {
     StartupSeconds,
     /// The largest resident set of any rank.
     ResidentBytes,
-    /// Communication that the training waits for ÷ all communication, over the measured steps and all ranks, from their
-    /// traces: what a rank waits for another that is late is neither.
+    /// Communication that the training waits for ÷ all communication, over the measured steps, from the ranks' traces: of each
+    /// step on the rank that is behind, since the others wait for it and not for the link.
     ExposedShare,
     /// Optimizer state and master parameters of the rank that holds most.
     StateBytes,

@@ -14,7 +14,7 @@ use super::plan::{Comparison, LOOPBACK, Peer, Plan, Side, Variant};
 use super::results::{Finding, Pair};
 use super::turns::{Entrant, Freezer, Rules, step_seconds, take_turns};
 use crate::launch::{Expected, Launch, Launcher, Places, check_world, complaint, probe, unix_s};
-use crate::trace::{Steps, traced_figures};
+use crate::trace::{self, Steps};
 
 /// How often `metrics.jsonl` is looked at for its first line.
 const POLL: Duration = Duration::from_millis(5);
@@ -323,8 +323,7 @@ impl Runner<'_> {
 /// Of a run that left traces, after its warm-up.
 fn exposed_share(run: &RunDir, warmup_steps: u64) -> Result<Option<f64>, String> {
     let steps = Steps { first: warmup_steps + 1, last: u64::MAX };
-    let figures = traced_figures(run, steps).map_err(|error| error.to_string())?;
-    Ok(figures.hidden.map(|hidden| 1.0 - hidden))
+    trace::exposed_share(run, steps).map_err(|error| error.to_string())
 }
 
 fn train_command(

@@ -150,9 +150,56 @@ impl Sums {
     }
 }
 
+/// Of each step, the rank that waited least: the slowest, for which the others wait however fast the link is.
+#[derive(Default)]
+pub struct Slowest(BTreeMap<u64, Waited>);
+
+struct Waited {
+    waited_us: f64,
+    communication_us: f64,
+    exposed_us: f64,
+}
+
+impl Slowest {
+    pub fn add(&mut self, times: &StepTimes) {
+        let StepTimes { communication_us, exposed_us, late_us, .. } = *times;
+        let waited = Waited { waited_us: exposed_us + late_us, communication_us, exposed_us };
+        if self.0.get(&times.step).is_none_or(|least| waited.waited_us < least.waited_us) {
+            self.0.insert(times.step, waited);
+        }
+    }
+
+    /// Exposed ÷ all communication of these ranks; none without communication.
+    pub fn exposed_share(&self) -> Option<f64> {
+        let sum = |of: fn(&Waited) -> f64| self.0.values().map(of).sum::<f64>();
+        let communication_us = sum(|waited| waited.communication_us);
+        (communication_us > 0.0).then(|| sum(|waited| waited.exposed_us) / communication_us)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_rank_that_waits_least_decides_a_steps_share() {
+        let times = |step, exposed_us, late_us| StepTimes {
+            step,
+            step_us: 100.0,
+            phases_us: [0.0; PHASES.len()],
+            communication_us: 50.0,
+            exposed_us,
+            late_us,
+            buckets_us: BTreeMap::new(),
+        };
+        let mut slowest = Slowest::default();
+        assert_eq!(slowest.exposed_share(), None);
+        // First one rank is behind, then the other.
+        for times in [times(1, 20.0, 30.0), times(2, 5.0, 0.0), times(1, 10.0, 0.0), times(2, 4.0, 40.0)] {
+            slowest.add(&times);
+        }
+        assert_eq!(slowest.exposed_share(), Some(0.15));
+    }
 
     #[test]
     fn ranks_weigh_by_their_steps() {

@@ -16,8 +16,8 @@ use lockstep_record::{
 };
 
 use crate::report::write_whole;
-use figures::Sums;
 pub use figures::{BucketFigures, Figures, RankFigures, TraceReport};
+use figures::{Slowest, Sums};
 use meetings::Meetings;
 use merge::Merged;
 use picture::Sketch;
@@ -164,6 +164,18 @@ pub fn traced_figures(run: &RunDir, steps: Steps) -> Result<Figures, TraceError>
     Ok(all.figures())
 }
 
+/// Communication that a run waited for ÷ all its communication: of each step on its slowest rank, since the others wait for
+/// that one, however fast the link is. None without communication.
+pub fn exposed_share(run: &RunDir, steps: Steps) -> Result<Option<f64>, TraceError> {
+    let (ranks, _) = traced_ranks(run)?;
+    let meetings = read_meetings(run, &ranks)?;
+    let mut reader = Reader::new(run, Some(steps), &meetings);
+    for rank in ranks {
+        reader.read(rank, None)?;
+    }
+    Ok(reader.slowest.exposed_share())
+}
+
 fn clock_note(disagreement_us: f64) -> Option<String> {
     (disagreement_us > 0.0).then(|| {
         format!(
@@ -237,6 +249,7 @@ struct Reader<'m> {
     steps: Option<Steps>,
     meetings: &'m Meetings,
     sketch: Sketch,
+    slowest: Slowest,
 }
 
 struct TracedRank {
@@ -247,7 +260,7 @@ struct TracedRank {
 
 impl<'m> Reader<'m> {
     fn new(run: &RunDir, steps: Option<Steps>, meetings: &'m Meetings) -> Self {
-        Self { run: run.clone(), steps, meetings, sketch: Sketch::default() }
+        Self { run: run.clone(), steps, meetings, sketch: Sketch::default(), slowest: Slowest::default() }
     }
 
     fn read(&mut self, rank: usize, mut merged: Option<&mut Merged>) -> Result<TracedRank, TraceError> {
@@ -288,9 +301,12 @@ impl<'m> Reader<'m> {
         }
     }
 
-    fn count(&self, whole: Vec<StepTimes>, sums: &mut Sums) {
-        let selected = |times: &StepTimes| self.steps.is_some_and(|steps| steps.contain(times.step));
-        whole.into_iter().filter(selected).for_each(|times| sums.add(&times));
+    fn count(&mut self, whole: Vec<StepTimes>, sums: &mut Sums) {
+        let Some(steps) = self.steps else { return };
+        for times in whole.into_iter().filter(|times| steps.contain(times.step)) {
+            sums.add(&times);
+            self.slowest.add(&times);
+        }
     }
 }
 
