@@ -111,7 +111,7 @@ mod tests {
         // Clocks that part do not make a span longer, nor its length negative.
         let before = reduce(2, 0.0, 5.0);
         assert_eq!(met.moving_from(&before), 5.0);
-        let alone = Span { args: SpanArgs { step: 9, ..early.args.clone() }, ..early };
+        let alone = Span { args: SpanArgs { step: 9, ..early.args }, ..early };
         assert_eq!(met.moving_from(&alone), 0.0);
     }
 
