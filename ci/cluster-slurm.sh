@@ -15,11 +15,7 @@ install_slurm() {
   say() { printf 'cluster: %s\n' "$*" >&2; }
   is_root || { say "apt-get needs root: sudo ci/cluster install" && exit 101; }
   has apt-get || { say "no apt-get here: install your system's packages of Slurm (with PMIx) and munge" && exit 101; }
-  export DEBIAN_FRONTEND=noninteractive
-  say "apt-get install ${SLURM_PACKAGES[*]}"
-  limited 600 apt-get install -y -q --no-install-recommends "${SLURM_PACKAGES[@]}" ||
-    { attempt 3 limited 300 apt-get update -q &&
-      attempt 2 limited 600 apt-get install -y -q --no-install-recommends "${SLURM_PACKAGES[@]}"; } || exit 1
+  apt_install "${SLURM_PACKAGES[@]}" || exit 1
 }
 
 require_slurm() {

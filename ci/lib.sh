@@ -37,6 +37,23 @@ attempt() {
   return 1
 }
 
+# apt_install PACKAGE...: with the lists of packages that are there; only if that fails, with new ones.
+apt_install() {
+  local install=(env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends)
+  say "apt-get install $*"
+  limited 1200 "${install[@]}" "$@" && return 0
+  say "apt-get update, then once more"
+  attempt 3 limited 600 apt-get update -q && attempt 2 limited 1200 "${install[@]}" "$@"
+}
+
+# Where several mpirun come and go: Open MPI removes the folder of all sessions when the last one leaves, even while another
+# makes its own in it ("A call to mkdir was unable to create the desired directory"). A folder that is not empty stays.
+keep_sessions() {
+  KEPT_SESSION=${TMPDIR:-/tmp}/ompi.$(uname -n).$(id -u)/kept.$$
+  mkdir -p "$KEPT_SESSION"
+}
+give_up_sessions() { rmdir "$KEPT_SESSION" && rmdir --ignore-fail-on-non-empty "$(dirname "$KEPT_SESSION")"; }
+
 # The folder of everything heavy, shared by all checkouts of this user.
 cache_root() {
   printf '%s\n' "${LOCKSTEP_CACHE:-${XDG_CACHE_HOME:-${HOME:?HOME is not set: set it or LOCKSTEP_CACHE}/.cache}/lockstep}"

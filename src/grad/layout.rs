@@ -142,17 +142,17 @@ impl Layout {
 
     /// What of each parameter lies in `ranges[bucket]`, in the order of the buckets, without padding.
     pub fn parts(&self, ranges: &[Range<usize>]) -> Vec<Part> {
-        let mut parts = Vec::new();
-        for (bucket, range) in ranges.iter().enumerate() {
-            for &parameter in &self.buckets[bucket].parameters {
-                let slot = &self.slots[parameter];
-                let range = overlap(&slot.range(), range);
-                if !range.is_empty() {
-                    parts.push(Part { parameter, bucket, offset: range.start - slot.offset, range });
-                }
-            }
-        }
-        parts
+        ranges.iter().enumerate().flat_map(|(bucket, range)| self.parts_of(bucket, range)).collect()
+    }
+
+    /// What of each parameter lies in a range of one bucket, in order.
+    pub fn parts_of(&self, bucket: usize, range: &Range<usize>) -> impl Iterator<Item = Part> {
+        let part = move |&parameter: &usize| {
+            let slot = &self.slots[parameter];
+            let range = overlap(&slot.range(), range);
+            (!range.is_empty()).then(|| Part { parameter, bucket, offset: range.start - slot.offset, range })
+        };
+        self.buckets[bucket].parameters.iter().filter_map(part)
     }
 
     /// The part of each bucket that each rank owns: `shards[bucket][rank]`, in elements, on block boundaries.

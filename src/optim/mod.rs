@@ -64,6 +64,11 @@ impl Optimizer {
         &mut self.state[kind]
     }
 
+    /// Handles of a bucket's state, by kind.
+    pub fn state_of(&self, bucket: usize) -> Vec<Flat> {
+        self.state.iter().map(|buckets| buckets[bucket].same_memory()).collect()
+    }
+
     pub fn state_names(&self) -> &'static [&'static str] {
         state_names(self.settings.kind)
     }
@@ -113,7 +118,7 @@ impl Optimizer {
             },
             first: owned.start,
             runs: update_runs(layout, bucket, owned, &self.left_out, unused),
-            state: self.state.iter().map(|buckets| buckets[bucket].same_memory()).collect(),
+            state: self.state_of(bucket),
             step: planted_step(step),
             lr: if active(Mutation::RateInSinglePrecision) { f64::from(lr as f32) } else { lr },
             goes_astray: bucket == 0 && active_from(Mutation::StaleParameters, 3),

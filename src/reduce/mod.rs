@@ -20,15 +20,30 @@ use lockstep_record::BLOCK_ELEMENTS;
 use crate::comm::{Comm, CommError};
 use crate::grad::accumulate::{Accumulator, PartialSums};
 use crate::grad::flat::Flat;
+use crate::metrics::{BucketPrints, Pen};
 use crate::mutate::{Mutation, active_in, strikes};
 use crate::optim::Update;
 use crate::torch::{Mark, TorchError};
-use worker::{Desk, Done, Finished, Job, Work, Worker};
+use worker::{Desk, Done, Finished, Job, Summary, Work, Worker};
 
 pub use worker::{Cost, Tools};
 
-/// The update of a bucket and its parameters, if it need not wait for the norm of the whole gradient.
-pub type EarlyUpdate = Option<(Update, Flat)>;
+/// The update of a bucket that need not wait for the norm of the whole gradient.
+pub struct EarlyUpdate {
+    pub update: Update,
+    pub parameters: Flat,
+    /// Where the step's digests are recorded.
+    pub pen: Option<Pen>,
+}
+
+/// What the training thread learns of the buckets, by bucket.
+#[derive(Default)]
+pub struct Reduced {
+    /// Over this rank's shard.
+    pub square_sums: Vec<Vec<f64>>,
+    /// Where a bucket was recorded around its update.
+    pub prints: Vec<Option<BucketPrints>>,
+}
 
 /// Reduces buckets and publishes parameters.
 pub struct Reducer<'a> {
@@ -60,7 +75,7 @@ enum Way<'a> {
 /// What has come back.
 #[derive(Default)]
 struct State {
-    reduced: Vec<Option<(PartialSums, Vec<f64>)>>,
+    reduced: Vec<Option<(PartialSums, Summary)>>,
     /// Buckets whose parameters are under way.
     publishing: Vec<bool>,
     cost: Cost,
@@ -109,7 +124,7 @@ impl<'a> Reducer<'a> {
         &mut self,
         bucket: usize,
         accumulator: &mut Accumulator,
-        update: &dyn Fn(usize) -> EarlyUpdate,
+        update: &dyn Fn(usize) -> Option<EarlyUpdate>,
     ) -> Result<(), TorchError> {
         self.complete[bucket] = true;
         while self.complete.get(self.gone) == Some(&true) {
@@ -117,7 +132,8 @@ impl<'a> Reducer<'a> {
             let mut sums = accumulator.take(bucket);
             self.overwrite(bucket, &mut sums)?;
             let ready = Mark::here(sums.home().device())?;
-            let work = Work::Reduce { bucket, sums, unscale: self.unscale, update: update(bucket) };
+            let work =
+                Work::Reduce { bucket, sums, unscale: self.unscale, early: update(bucket).map(Box::new) };
             self.gone += 1;
             self.ready.push(Job { work, ready });
             if !self.reverses {
@@ -147,12 +163,11 @@ impl<'a> Reducer<'a> {
         }
     }
 
-    /// Waits until every bucket holds the step's gradient, at least over the owned part. Returns each bucket's sums of
-    /// squares over this rank's shard.
+    /// Waits until every bucket holds the step's gradient, at least over the owned part.
     ///
     /// # Panics
     /// If a bucket is not complete.
-    pub fn finish(&mut self, accumulator: &mut Accumulator) -> Result<Vec<Vec<f64>>, CommError> {
+    pub fn finish(&mut self, accumulator: &mut Accumulator) -> Result<Reduced, CommError> {
         let buckets = self.complete.len();
         assert_eq!(self.gone, buckets, "a bucket is not complete");
         self.complete.fill(false);
@@ -169,11 +184,13 @@ impl<'a> Reducer<'a> {
             }
         }
         let reduced = std::mem::take(&mut self.state.borrow_mut().reduced);
-        let back = |(bucket, (sums, squares))| {
+        let mut all = Reduced::default();
+        for (bucket, (sums, Summary { square_sums, prints })) in reduced.into_iter().flatten().enumerate() {
             accumulator.put_back(bucket, sums);
-            squares
-        };
-        Ok(reduced.into_iter().flatten().enumerate().map(back).collect())
+            all.square_sums.push(square_sums);
+            all.prints.push(prints);
+        }
+        Ok(all)
     }
 
     /// Sends this rank's part of a bucket's new parameters on its way to the others, if they need it. `parameters` is not
@@ -225,7 +242,7 @@ impl<'a> Reducer<'a> {
         state.cost.seconds += cost.seconds;
         state.cost.bytes += cost.bytes;
         match done {
-            Done::Reduced { bucket, sums, square_sums } => state.reduced[bucket] = Some((sums, square_sums)),
+            Done::Reduced { bucket, sums, summary } => state.reduced[bucket] = Some((sums, summary)),
             Done::Published { bucket } => state.publishing[bucket] = false,
         }
         Ok(())

@@ -12,6 +12,7 @@ use crate::comm::{Comm, CommError};
 use crate::grad::accumulate::PartialSums;
 use crate::grad::flat::Flat;
 use crate::grad::home::Home;
+use crate::metrics::{BucketPrints, Pen};
 use crate::mutate::{Mutation, active};
 use crate::strategy::{Strategy, square_sums};
 use crate::torch::{Mark, Stream};
@@ -48,7 +49,7 @@ pub enum Work {
         bucket: usize,
         sums: PartialSums,
         unscale: f32,
-        update: EarlyUpdate,
+        early: Option<Box<EarlyUpdate>>,
     },
     Publish {
         bucket: usize,
@@ -65,8 +66,16 @@ pub struct Finished {
 }
 
 pub enum Done {
-    Reduced { bucket: usize, sums: PartialSums, square_sums: Vec<f64> },
+    Reduced { bucket: usize, sums: PartialSums, summary: Summary },
     Published { bucket: usize },
+}
+
+/// What there is to know of a reduced bucket.
+pub struct Summary {
+    /// Over this rank's shard.
+    pub square_sums: Vec<f64>,
+    /// If it was recorded around its update.
+    pub prints: Option<BucketPrints>,
 }
 
 /// What communication took.
@@ -91,8 +100,8 @@ impl Desk {
         let sent = comm.bytes_sent();
         job.ready.wait()?;
         let (done, seconds) = match job.work {
-            Work::Reduce { bucket, sums, unscale, update } => {
-                self.reduce(comm, bucket, (sums, unscale), update)
+            Work::Reduce { bucket, sums, unscale, early } => {
+                self.reduce(comm, bucket, (sums, unscale), early)
             }
             Work::Publish { bucket, parameters } => self.publish(comm, bucket, parameters),
         }?;
@@ -105,7 +114,7 @@ impl Desk {
         comm: &dyn Comm,
         bucket: usize,
         (mut sums, unscale): (PartialSums, f32),
-        update: EarlyUpdate,
+        early: Option<Box<EarlyUpdate>>,
     ) -> Result<(Done, f64), CommError> {
         let Tools { strategy, shards, trace, .. } = &mut self.0;
         let about = About::bucket(bucket, 4 * sums.gradient().len());
@@ -115,17 +124,20 @@ impl Desk {
         strategy.reduce(comm, bucket, &mut sums)?;
         drop(span);
         let seconds = started.elapsed().as_secs_f64();
-        let early =
+        let scaled =
             active(Mutation::ClipBeforeUnscale).then(|| square_sums(sums.gradient(), &shards[bucket]));
         // All of it: under DDP every rank has the whole gradient.
         let whole = 0..sums.gradient().len();
         sums.gradient_mut().scale(&whole, unscale)?;
-        let square_sums = early.unwrap_or_else(|| square_sums(sums.gradient(), &shards[bucket]))?;
-        if let Some((update, mut parameters)) = update {
+        let square_sums = scaled.unwrap_or_else(|| square_sums(sums.gradient(), &shards[bucket]))?;
+        let mut prints = None;
+        if let Some(early) = early {
+            let EarlyUpdate { update, mut parameters, pen } = *early;
             let _span = trace.communication(Category::Optimizer, "update", about);
-            update.apply(&mut parameters, sums.gradient())?;
+            let update = |gradient: &mut Flat| update.apply(&mut parameters, gradient);
+            prints = Pen::around(pen, sums.gradient_mut(), update)?;
         }
-        Ok((Done::Reduced { bucket, sums, square_sums }, seconds))
+        Ok((Done::Reduced { bucket, sums, summary: Summary { square_sums, prints } }, seconds))
     }
 
     fn publish(

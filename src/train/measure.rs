@@ -2,138 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use lockstep_record::{Digest, DigestLine, LossScale, LossTerm, Phase, Real, StepLine};
-use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
-
 use super::step::Local;
 use super::stopwatch::Stopwatch;
-use crate::config::Config;
-use crate::grad::flat::Flat;
+use crate::grad::norm;
 use crate::grad::tree::sum_scalars;
-use crate::grad::{flat, norm};
 use crate::launch::Failure;
-use crate::metrics::{Fingerprint, Subject, numbers, of_micro_batches, replicas, resident_bytes, shards};
-use crate::model::{MicroBatch, Term};
+use crate::metrics::resident_bytes;
+use crate::model::Term;
 use crate::mutate::{Mutation, active, strikes};
-use crate::partition::share;
 use crate::session::Session;
 use crate::strategy::{gather_square_sums, square_sums};
-
-/// Whether digests of this step are recorded: at the interval, the first and the last step.
-pub fn digests_due(config: &Config, step: u64, last: u64) -> bool {
-    let every = config.record.digests_every;
-    every > 0 && (step.is_multiple_of(every) || step == 1 || step == last)
-}
-
-/// Digests of the initial parameters, of every rank.
-pub fn initial_digests(session: &Session) -> Result<Vec<DigestLine>, Failure> {
-    if session.config.record.digests_every == 0 {
-        return Ok(Vec::new());
-    }
-    let parameters = |bucket: usize| &session.parameters.buffers()[bucket];
-    Ok(replicas(session.comm, &session.layout, &subject(session, 0, Phase::Parameters, ""), &parameters)?)
-}
-
-fn subject<'a>(session: &Session, step: u64, phase: Phase, prefix: &'a str) -> Subject<'a> {
-    Subject { step, phase, prefix, sketched: session.config.record.sketches }
-}
-
-/// What a micro-batch is made of, as numbers in fp32: tokens and classes are small enough to be exact.
-pub fn contents(batch: &MicroBatch) -> Vec<(&'static str, Fingerprint)> {
-    let print =
-        |tensor: &Tensor| Fingerprint::of(flat::elements(&tensor.to_kind(Kind::Float).contiguous()), false);
-    batch.contents().into_iter().map(|(name, tensor)| (name, print(tensor))).collect()
-}
-
-/// Digests of each micro-batch's samples and gradient, and of the gradients' sum, before clipping.
-pub fn gradient_digests(
-    session: &Session,
-    step: u64,
-    local: &Local,
-    due: bool,
-) -> Result<Vec<DigestLine>, Failure> {
-    if !due {
-        return Ok(Vec::new());
-    }
-    let (comm, layout) = (session.comm, &session.layout);
-    let first = |rank| share(session.config.batch.micro_batches, comm.size(), rank).start;
-    // Candidates have the same data, so nobody asks how far it is away.
-    let data = Subject { step, phase: Phase::Data, prefix: "", sketched: false };
-    // Every rank has a micro-batch, and all are made of the same things.
-    let (names, contents) = unzipped(&local.contents);
-    let mut lines = of_micro_batches(comm, &data, &names, &contents, &first)?;
-    if session.config.record.local_gradients {
-        let names: Vec<&str> = layout.trained().map(|index| layout.parameters[index].name.as_str()).collect();
-        let subject = subject(session, step, Phase::LocalGradient, "");
-        lines.extend(of_micro_batches(comm, &subject, &names, &local.gradients, &first)?);
-    }
-    let gradient = |bucket| session.accumulator.gradient(bucket);
-    let subject = subject(session, step, Phase::ReducedGradient, "");
-    lines.extend(digests(session, &subject, &gradient, &|_| 0)?);
-    Ok(lines)
-}
-
-/// The names of what micro-batches are made of, and each one's fingerprints.
-fn unzipped(contents: &[Vec<(&'static str, Fingerprint)>]) -> (Vec<&'static str>, Vec<Vec<Fingerprint>>) {
-    let names = contents.first().map_or(Vec::new(), |first| first.iter().map(|(name, _)| *name).collect());
-    let prints = contents.iter().map(|of_one| of_one.iter().map(|&(_, print)| print).collect()).collect();
-    (names, prints)
-}
-
-/// What each rank makes of the gradient before it updates: the same on all of them, or replicas part.
-pub fn number_digests(
-    session: &Session,
-    step: u64,
-    update: &Numbers,
-    due: bool,
-) -> Result<Vec<DigestLine>, Failure> {
-    let Numbers { gradient_norm, clip, rate, found_inf } = *update;
-    let mut all = vec![
-        (Phase::Norm, "gradient_norm", gradient_norm),
-        (Phase::Norm, "clip_coefficient", f64::from(clip)),
-        (Phase::Schedule, "learning_rate", rate),
-    ];
-    // Where the loss is scaled, finding one is no accident, and ranks that disagree part.
-    if session.scaler.is_some() {
-        all.insert(2, (Phase::Norm, "found_inf", f64::from(u8::from(found_inf))));
-    }
-    if due { Ok(numbers(session.comm, step, &all)?) } else { Ok(Vec::new()) }
-}
-
-/// Digests of the optimizer's state and of the parameters after the update.
-pub fn state_digests(session: &Session, step: u64, due: bool) -> Result<Vec<DigestLine>, Failure> {
-    if !due {
-        return Ok(Vec::new());
-    }
-    session.reducer.arrive_all()?;
-    let mut lines = Vec::new();
-    let mine = session.ownership.owned(session.comm.rank());
-    for (kind, name) in session.optimizer.state_names().iter().enumerate() {
-        let (state, prefix) = (session.optimizer.state(kind), format!("{name}/"));
-        let state = |bucket: usize| &state[bucket];
-        let subject = subject(session, step, Phase::Optimizer, &prefix);
-        lines.extend(digests(session, &subject, &state, &|bucket| mine[bucket].start)?);
-    }
-    let parameters = |bucket: usize| &session.parameters.buffers()[bucket];
-    let subject = subject(session, step, Phase::Parameters, "");
-    lines.extend(replicas(session.comm, &session.layout, &subject, &parameters)?);
-    Ok(lines)
-}
-
-/// Of buffers that start at `start(bucket)`: each rank's copy, or their shards together.
-pub fn digests<'b>(
-    session: &'b Session,
-    subject: &Subject,
-    buffer: &dyn Fn(usize) -> &'b Flat,
-    start: &dyn Fn(usize) -> usize,
-) -> Result<Vec<DigestLine>, Failure> {
-    let (comm, layout, ownership) = (session.comm, &session.layout, &session.ownership);
-    if !ownership.is_sharded() {
-        return Ok(replicas(comm, layout, subject, buffer)?);
-    }
-    Ok(shards(comm, layout, subject, &|rank| ownership.owned(rank), buffer, start)?)
-}
+use lockstep_record::{Digest, LossScale, LossTerm, Real, StepLine};
+use serde::{Deserialize, Serialize};
 
 /// What an update is scaled by.
 #[derive(Clone, Copy, Debug)]

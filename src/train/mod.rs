@@ -1,6 +1,7 @@
 //! The training loop. Read [`run`] first: the rest are its parts.
 
 mod capture;
+mod digests;
 mod evaluate;
 mod finish;
 mod measure;
@@ -9,8 +10,8 @@ mod planted;
 mod step;
 mod stopwatch;
 
+pub use digests::initial as initial_digests;
 pub use finish::{Ending, save_checkpoint};
-pub use measure::initial_digests;
 
 use std::collections::BTreeSet;
 
@@ -23,6 +24,7 @@ use crate::metrics::{Progress, Recorder};
 use crate::mutate::{self, Mutation, active};
 use crate::perturb;
 use crate::precision::LossScaler;
+use crate::reduce::Reduced;
 use crate::session::Session;
 use crate::strategy::gather_square_sums;
 use crate::trace::{About, Category};
@@ -90,7 +92,7 @@ pub fn run(
         mutate::enter_step(step);
         let mut watch = Stopwatch::start(&session.trace, step);
         let samples = session.sampler.step(step);
-        let digests_due = measure::digests_due(session.config, step, last);
+        let digests_due = digests::due(session.config, step, last);
 
         let captured = course.captures.contains(&step);
         let mut capture = captured.then(|| Capture::begin(session, run, step)).transpose()?;
@@ -99,16 +101,15 @@ pub fn run(
             step::forward_backward(session, step, &samples, digests_due, capture.as_mut(), &mut watch)?;
 
         watch.enter(Category::Wait, About::default());
-        let sums = session.reducer.finish(&mut session.accumulator)?;
+        let Reduced { square_sums, mut prints } = session.reducer.finish(&mut session.accumulator)?;
         planted::change_gradient(session, step)?;
-        let sums = gather_square_sums(session.comm, &session.ownership, &sums)?;
+        let sums = gather_square_sums(session.comm, &session.ownership, &square_sums)?;
         let (norms, gradient_norm) = norm::norms(&session.layout, &sums);
         let loss_scale = session.scaler.as_ref().map(LossScaler::state);
         let skipped_for = step::refuse_non_finite(session, step, &norms)?;
         let unused = step::unused_parameters(session, step, &local.usage)?;
 
         watch.enter(Category::Record, About::default());
-        let mut lines = measure::gradient_digests(session, step, &local, digests_due)?;
         capture.as_mut().map_or(Ok(()), |capture| capture.gradient(session))?;
 
         watch.enter(Category::Optimizer, About::default());
@@ -117,7 +118,10 @@ pub fn run(
         let numbers = Numbers { gradient_norm, clip, rate, found_inf: skipped_for.is_some() };
         let numbers = planted::numbers(session, &norms, numbers);
         match skipped_for {
-            None => step::update(session, step, &numbers, &unused)?,
+            None => {
+                let prints = digests_due.then_some(&mut prints);
+                step::update(session, step, &numbers, &unused, prints)?;
+            }
             Some(_) => step::skip_update(session),
         }
         planted::move_parameter(session, step)?;
@@ -126,8 +130,10 @@ pub fn run(
         watch.enter(Category::Forward, About::default());
         let validation = evaluate::if_due(session, step, last)?;
         watch.enter(Category::Record, About::default());
-        lines.extend(measure::number_digests(session, step, &numbers, digests_due)?);
-        lines.extend(measure::state_digests(session, step, digests_due)?);
+        let lines = match digests_due {
+            true => digests::of_step(session, step, &local, &numbers, &prints)?,
+            false => Vec::new(),
+        };
         if let Some(capture) = capture {
             capture.finish(session, &local, numbers)?;
         }

@@ -4,7 +4,8 @@ use lockstep_record::{Digest, exit};
 use tch::{Kind, Tensor};
 
 use super::capture::Capture;
-use super::measure::{self, Numbers};
+use super::digests;
+use super::measure::Numbers;
 use super::objective::Objective;
 use super::planted;
 use super::stopwatch::Stopwatch;
@@ -13,13 +14,15 @@ use crate::config::schema::{NonFinite, UnusedParameters};
 use crate::data::{Split, StepSamples};
 use crate::grad::accumulate::Accumulator;
 use crate::grad::flat;
+use crate::grad::layout::Layout;
 use crate::grad::unused::{self, ParameterSet, Usage};
 use crate::launch::Failure;
-use crate::metrics::Fingerprint;
+use crate::metrics::{BucketPrints, Fingerprint, Pen};
 use crate::model::Dropout;
-use crate::optim::learning_rate;
+use crate::optim::{Optimizer, learning_rate};
 use crate::perturb;
 use crate::precision::{self, LossScaler, SKIPPED_IN_A_ROW_MAX, Verdict, verdict};
+use crate::reduce::EarlyUpdate;
 use crate::session::Session;
 use crate::torch::TorchError;
 use crate::trace::{About, Category};
@@ -57,16 +60,15 @@ pub fn forward_backward(
 ) -> Result<Local, Failure> {
     planted::begin(session, step);
     session.reducer.unscale_by(session.scaler.as_ref().map_or(1.0, LossScaler::inverse));
-    let mut local = Local::default();
-    let record = digests_due && session.config.record.local_gradients;
-    local.targets = session.targets(Split::Train, &samples.micro_batches)?;
+    let targets = session.targets(Split::Train, &samples.micro_batches)?;
+    let mut local = Local { targets, ..Local::default() };
     for (position, micro_batch) in session.micro_batches.clone().enumerate() {
         watch.enter(Category::Data, About::micro_batch(micro_batch));
         let ids = planted::samples(session, position, &samples.micro_batches);
         let split = planted::split(micro_batch);
         let batch = session.micro_batch(split, &ids, Some(&samples.epochs[micro_batch]))?;
         if digests_due {
-            local.contents.push(measure::contents(&batch));
+            local.contents.push(digests::contents(&batch));
         }
         let dropout = Dropout {
             probability: session.config.model.dropout,
@@ -91,7 +93,7 @@ pub fn forward_backward(
         let loss = planted::scale(step, micro_batch, loss);
         let mut gradients = capture.is_some().then(Vec::new);
         let prints =
-            backward(session, &loss, (step, position), record, gradients.as_mut(), &mut local.usage)?;
+            backward(session, &loss, (step, position), digests_due, gradients.as_mut(), &mut local.usage)?;
         local.gradients.push(prints);
         if let (Some(capture), Some(gradients)) = (capture.as_deref_mut(), gradients) {
             let loss = local.losses[position];
@@ -117,20 +119,25 @@ fn updates_early(config: &Config) -> bool {
         && config.parallel.unused_parameters != UnusedParameters::Detect
 }
 
+/// Records a bucket around its update.
+fn pen(optimizer: &Optimizer, layout: &Layout, bucket: usize, sketched: bool) -> Pen {
+    Pen::new(layout, bucket, &optimizer.owned()[bucket], optimizer.state_of(bucket), sketched)
+}
+
 /// The backward pass of this rank's `position`-th micro-batch. Returns each gradient's fingerprint, if they are recorded;
 /// `captured` gets the gradients themselves.
 fn backward(
     session: &mut Session,
     loss: &Tensor,
     (step, position): (u64, usize),
-    record: bool,
+    digests_due: bool,
     mut captured: Option<&mut Vec<(usize, Tensor)>>,
     usage: &mut Usage,
 ) -> Result<Vec<Fingerprint>, Failure> {
     let early = updates_early(session.config);
     let rate = rate(session.config, step);
     let lost = planted::lost_hook(session, step);
-    let (sketched, micro_batch) = (session.config.record.sketches, session.micro_batches.start + position);
+    let (record, micro_batch) = (&session.config.record, session.micro_batches.start + position);
     let inverse = session.scaler.as_ref().map(LossScaler::inverse);
     // What is recorded is the loss's own gradient, as the reduced one is.
     let unscaled = |gradient: &Tensor| match inverse {
@@ -141,14 +148,18 @@ fn backward(
         session;
     let (none, perturbation) = (ParameterSet::default(), *perturbation);
     let update = |bucket: usize| {
-        let prepared = || optimizer.prepare(layout, bucket, &none, step, rate);
-        early.then(|| (prepared(), parameters.buffers()[bucket].same_memory()))
+        early.then(|| EarlyUpdate {
+            update: optimizer.prepare(layout, bucket, &none, step, rate),
+            parameters: parameters.buffers()[bucket].same_memory(),
+            pen: digests_due.then(|| pen(optimizer, layout, bucket, record.sketches)),
+        })
     };
-    let mut prints = vec![None; if record { layout.parameters.len() } else { 0 }];
+    let recorded = digests_due && record.local_gradients;
+    let mut prints = vec![None; if recorded { layout.parameters.len() } else { 0 }];
     accumulator.begin(layout, position);
     let mut add = |accumulator: &mut Accumulator, index: usize, gradient: Tensor| {
         if let Some(print) = prints.get_mut(index) {
-            *print = Some(Fingerprint::of(&flat::values(&unscaled(&gradient))?, sketched));
+            *print = Some(Fingerprint::of(&flat::values(&unscaled(&gradient))?, record.sketches));
         }
         if let Some(captured) = captured.as_deref_mut() {
             captured.push((index, unscaled(&gradient)));
@@ -248,13 +259,16 @@ pub fn refuse_non_finite(session: &mut Session, step: u64, norms: &[f64]) -> Res
 }
 
 /// Clips the owned part of the gradient and updates the owned part of the parameters, bucket by bucket, without those
-/// that are `unused`; each is published as soon as it is updated. The last buckets come first: they hold what the next forward pass needs first.
+/// that are `unused`; each is published as soon as it is updated. The last buckets come first: they hold what the next
+/// forward pass needs first. Where digests are due, `prints` gets those of the buckets that are updated here.
 pub fn update(
     session: &mut Session,
     step: u64,
     numbers: &Numbers,
     unused: &ParameterSet,
+    mut prints: Option<&mut Vec<Option<BucketPrints>>>,
 ) -> Result<(), Failure> {
+    let sketched = session.config.record.sketches;
     let (early, Numbers { clip, rate, .. }) = (updates_early(session.config), *numbers);
     let (left_out, stale) = (planted::update_left_out(session, step), planted::gathers_early());
     let Session { layout, optimizer, accumulator, parameters, reducer, .. } = session;
@@ -265,9 +279,15 @@ pub fn update(
             reducer.arrive(bucket)?;
         }
         if !early && !left_out {
-            let gradient = accumulator.gradient_mut(bucket);
-            gradient.scale(&optimizer.owned()[bucket], planted::clip_of(bucket, clip))?;
-            optimizer.prepare(layout, bucket, unused, step, rate).apply(parameters, gradient)?;
+            let update = optimizer.prepare(layout, bucket, unused, step, rate);
+            let pen = prints.is_some().then(|| pen(optimizer, layout, bucket, sketched));
+            let seen = Pen::around(pen, accumulator.gradient_mut(bucket), |gradient| {
+                gradient.scale(&optimizer.owned()[bucket], planted::clip_of(bucket, clip))?;
+                update.apply(parameters, gradient)
+            })?;
+            if let Some(prints) = prints.as_deref_mut() {
+                prints[bucket] = seen;
+            }
             planted::cut_masters(parameters)?;
         }
         if !stale {

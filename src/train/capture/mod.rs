@@ -17,11 +17,12 @@ use lockstep_record::{
 };
 use tch::{Kind, Tensor};
 
-use super::measure::{self, Numbers};
+use super::digests;
+use super::measure::Numbers;
 use super::step::Local;
 use crate::grad::flat::{self, Flat};
 use crate::launch::{Failure, together};
-use crate::metrics::{Subject, replicas};
+use crate::metrics::Subject;
 use crate::model::MicroBatch;
 use crate::session::Session;
 use files::{Report, Written, fresh_folder, publish, write_file};
@@ -94,7 +95,7 @@ impl Capture {
     pub fn gradient(&mut self, session: &Session) -> Result<(), Failure> {
         let buffer = |bucket| session.accumulator.gradient(bucket);
         let subject = self.subject(Phase::ReducedGradient, "");
-        let lines = measure::digests(session, &subject, &buffer, &|_| 0)?;
+        let lines = digests::of_buffers(session, &subject, &|_| None, &buffer, &|_| 0)?;
         let what = What { group: CaptureGroup::ReducedGradient, kind: 0, prefix: "" };
         self.buffers(session, &what, &lines, session.ownership.is_sharded(), &buffer, &|_| 0)
     }
@@ -133,13 +134,13 @@ impl Capture {
             let buffer = |bucket: usize| &state[bucket];
             let start = |bucket: usize| mine[bucket].start;
             let subject = self.subject(Phase::Optimizer, &prefix);
-            let lines = measure::digests(session, &subject, &buffer, &start)?;
+            let lines = digests::of_buffers(session, &subject, &|_| None, &buffer, &start)?;
             let what = What { group: optimizer, kind, prefix: &prefix };
             self.buffers(session, &what, &lines, session.ownership.is_sharded(), &buffer, &start)?;
         }
         let buffer = |bucket: usize| &session.parameters.buffers()[bucket];
         let subject = self.subject(Phase::Parameters, "");
-        let lines = replicas(session.comm, &session.layout, &subject, &buffer)?;
+        let lines = digests::of_parameters(session, &subject)?;
         let what = What { group: parameters, kind: 0, prefix: "" };
         self.buffers(session, &what, &lines, false, &buffer, &|_| 0)
     }
