@@ -52,7 +52,7 @@ keep_sessions() {
   KEPT_SESSION=${TMPDIR:-/tmp}/ompi.$(uname -n).$(id -u)/kept.$$
   mkdir -p "$KEPT_SESSION"
 }
-give_up_sessions() { rmdir "$KEPT_SESSION" && rmdir --ignore-fail-on-non-empty "$(dirname "$KEPT_SESSION")"; }
+give_up_sessions() { { rmdir "$KEPT_SESSION" && rmdir --ignore-fail-on-non-empty "$(dirname "$KEPT_SESSION")"; } || true; }
 
 # The folder of everything heavy, shared by all checkouts of this user.
 cache_root() {
