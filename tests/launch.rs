@@ -153,6 +153,18 @@ impl Launch {
     }
 }
 
+/// Process ids of a process's children, without `pgrep`, which a bare system lacks.
+pub fn children(parent: u32) -> Vec<i32> {
+    let is_child = |pid: &i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status
+            .lines()
+            .any(|line| line.strip_prefix("PPid:").is_some_and(|id| id.trim() == parent.to_string()))
+    };
+    let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_child).collect()
+}
+
 impl Running {
     /// Sends a signal to the launcher (or to the trainer itself where there is no launcher).
     pub fn signal(&self, signal: i32) {
@@ -162,9 +174,11 @@ impl Running {
 
     /// Process ids of the ranks.
     pub fn rank_pids(&self) -> Vec<i32> {
-        let children = Command::new("pgrep").args(["-P", &self.child.id().to_string(), "lockstep"]).output();
-        let text = String::from_utf8(children.expect("pgrep").stdout).expect("pids");
-        text.lines().filter_map(|line| line.parse().ok()).collect()
+        let is_rank = |pid: &i32| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm"))
+                .is_ok_and(|name| name.starts_with("lockstep"))
+        };
+        children(self.child.id()).into_iter().filter(is_rank).collect()
     }
 
     /// The process of a rank.

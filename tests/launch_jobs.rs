@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use lockstep_record::{Manifest, Outcome, RunDir, exit, read_json};
 
 use crate::equality::golden;
-use crate::launch::{assert_equal, take_turn};
+use crate::launch::{assert_equal, children, take_turn};
 
 /// What one `lockstep launch` left.
 struct Ended {
@@ -155,8 +155,7 @@ fn signalled(dir: &Path, training: &[&str], signal: i32) -> Ended {
         assert!(started.elapsed() < Duration::from_secs(60), "it never began");
         std::thread::sleep(Duration::from_millis(5));
     }
-    let children = Command::new("pgrep").args(["-P", &child.id().to_string()]).output().unwrap();
-    let job: i32 = String::from_utf8_lossy(&children.stdout).trim().parse().unwrap();
+    let job = children(child.id())[0];
     // SAFETY: sends a signal to a child of our own child, which is still being waited for.
     unsafe { libc::kill(job, signal) };
     Ended::of(&child.wait_with_output().unwrap())

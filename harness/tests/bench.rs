@@ -7,7 +7,7 @@ mod common;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use common::{Run, harness, write_lines};
+use common::{Run, harness, signal, write_lines};
 use lockstep_record::{Category, RankInfo, RunDir, Span, SpanArgs, TraceEvent};
 
 /// Copies the record called `rR-STRATEGY`, keeps a diary of who ran, and does as `--set behave=` says.
@@ -299,7 +299,7 @@ fn disturbed_pairs_are_repeated_and_marked() {
         .unwrap();
     let slow = VARIANTS.replace("{ name:", "{ set: [behave=late], name:");
     let (code, out) = stand.bench(&slow, &["--disturbance-max", "0.002", "--repeats", "1", "--strict"]);
-    let _ = std::process::Command::new("kill").arg(other.id().to_string()).status();
+    signal(&other, "TERM");
     other.wait().unwrap();
     assert_eq!(code, 100, "{out}");
     let finding = &stand.json()["comparisons"][0];
@@ -419,8 +419,7 @@ fn an_interrupt_keeps_what_is_known() {
         wait(Box::new(|| stand.path("work/b/pair-001/ours/stdout").exists())),
         "the slow one has not started"
     );
-    let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(kill.success());
+    signal(&child, "INT");
     assert!(wait(Box::new(|| child.try_wait().unwrap().is_some())), "it did not end");
     assert_eq!(child.wait().unwrap().code(), Some(101));
     assert_eq!(stand.diary().last().unwrap(), "cluster down");

@@ -7,7 +7,7 @@ mod common;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use common::{Run, harness, segment};
+use common::{Run, harness, segment, signal};
 use lockstep_record::Real;
 
 /// A folder with a plan, prepared records, a trainer and a launcher.
@@ -301,8 +301,7 @@ fn an_interrupt_ends_the_ranks_and_keeps_the_report() {
         })
     };
     assert!(wait(Box::new(|| log.exists())), "the slow case has not started");
-    let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(kill.success());
+    signal(&child, "INT");
     assert!(wait(Box::new(|| child.try_wait().unwrap().is_some())), "it did not end");
     assert_eq!(child.wait().unwrap().code(), Some(101));
     assert_eq!(stand.report()["cells"].as_array().unwrap().len(), 1);
