@@ -59,7 +59,12 @@ impl Litter {
     }
 
     fn left(&self) -> Vec<PathBuf> {
-        let processes = self.pids.iter().map(|pid| PathBuf::from(format!("/proc/{pid}")));
+        // One that has ended and that nobody has collected, as where process 1 is no init, is gone.
+        let runs = |pid: &&i32| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            !status.lines().any(|line| line.starts_with("State:") && line.contains("(zombie)"))
+        };
+        let processes = self.pids.iter().filter(runs).map(|pid| PathBuf::from(format!("/proc/{pid}")));
         let files = processes.chain(self.shared_memory.iter().cloned()).filter(|path| path.exists());
         let sessions = std::fs::read_dir(&self.sessions).unwrap().map(|entry| entry.unwrap().path());
         files.chain(sessions).collect()

@@ -75,7 +75,7 @@ impl Walk {
         let mut agreed_until = None;
         for pair in Join::new(Steps::open(&golden.dir)?, Steps::open(&candidate.dir)?) {
             let pair = pair?;
-            if pair.step + 1 < first_step {
+            if pair.step.saturating_add(1) < first_step {
                 continue;
             }
             let (left, right) = match (pair.golden, pair.candidate) {

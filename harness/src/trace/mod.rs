@@ -295,7 +295,7 @@ impl<'m> Reader<'m> {
         if step == 0 {
             return;
         }
-        let steps = *self.steps.get_or_insert(Steps { first: step + 1, last: u64::MAX });
+        let steps = *self.steps.get_or_insert(Steps { first: step.saturating_add(1), last: u64::MAX });
         if steps.contain(step) {
             self.sketch.add(span);
         }
