@@ -15,6 +15,11 @@ check() { # NAME COMMAND...
 cluster() { timeout --kill-after=5 120 ci/cluster "$@"; }
 equal() { [ "$1" = "$2" ] || { printf '        expected: %s\n        found:    %s\n' "$1" "$2" >&2 && return 1; }; }
 
+# Without them nothing that is left would be seen.
+for tool in pgrep ps ip; do
+  command -v "$tool" >/dev/null || { printf '%s is not installed (Debian: apt-get install procps iproute2)\n' "$tool" >&2 && exit 101; }
+done
+
 # All of this machine that a cluster could leave changed.
 traces() {
   ip netns list | grep -F "ls-$LOCKSTEP_CLUSTER-" || true
