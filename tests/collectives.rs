@@ -49,13 +49,13 @@ mod planted {
         let ended = is_refused(buckets("bucket-order"));
         let ended = ended.says("the ranks call different collectives:");
         ended
-            .says("\n  ranks 0-1: reduce-scatter of bucket 0, step 1 (")
-            .says("\n  rank 2: reduce-scatter of bucket ");
+            .says("\n  ranks 0-1: all-reduce of bucket 0, step 1 (")
+            .says("\n  rank 2: all-reduce of bucket ");
     }
 
     #[test]
     fn a_message_of_another_length_is_refused() {
-        let ended = is_refused(buckets("gather-length"));
+        let ended = is_refused(buckets("gather-length").set("parallel.shared_memory=false"));
         ended.says("the lengths of all-gather of bucket 0, step 1 do not fit:").says("rank 2 sends ");
     }
 
@@ -67,7 +67,7 @@ mod planted {
         let launch = Launch::ranks(3).mutate("endless-loop").set("parallel.timeout_s=1.5");
         let ended = launch.run(run.path()).code(exit::WATCHDOG);
         let ended = ended.says("\n  rank 2: computing, or at a file, in step 3 (last collective: ");
-        let ended = ended.says("\n  ranks 0-1: in reduce-scatter of bucket 0, step 3 (data ");
+        let ended = ended.says("\n  ranks 0-1: in all-reduce of bucket 0, step 3 (data ");
         assert_eq!(ended.stderr.matches("made no progress").count(), 1, "{}", ended.stderr);
         let report = flight::read(&run).unwrap();
         assert_eq!(report.ranks.len(), 3, "{}", ended.stderr);

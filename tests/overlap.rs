@@ -19,13 +19,16 @@ fn with(launch: Launch, settings: &[&str]) -> Launch {
 
 #[test]
 fn no_switch_moves_a_bit() {
-    let switches: [&[&str]; 6] = [
+    let switches: [&[&str]; 9] = [
         &SMALL,
         &["parallel.overlap=false"],
         &["parallel.overlap=false", SMALL[0], SMALL[1]],
         &["parallel.mpi_threads=serialized", SMALL[0], SMALL[1]],
         &["parallel.mpi_threads=funneled"],
         &["parallel.edge_bucket_mb=25"],
+        &["parallel.shared_memory=false", SMALL[0], SMALL[1]],
+        &["parallel.shared_memory=false"],
+        &["parallel.shared_memory=false", "parallel.overlap=false"],
     ];
     let folder = tempfile::tempdir().unwrap();
     for (index, settings) in switches.into_iter().enumerate() {

@@ -18,6 +18,7 @@ mod overlap;
 mod parsers;
 mod precision;
 mod resume;
+mod shared_memory;
 mod shortage;
 mod telemetry;
 mod tolerance;

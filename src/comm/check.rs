@@ -60,9 +60,23 @@ pub fn check(
     }
 }
 
+/// A call on as many elements by all ranks, as [`compare`] takes it.
+pub fn signature(call: &Call, sequence: u64, step: u64) -> [u8; SIGNATURE_BYTES] {
+    Signature::of(call, sequence, step).encode()
+}
+
+/// Fails on all ranks alike, with who calls what, unless all signatures are of the same call.
+pub fn compare(signatures: &[[u8; SIGNATURE_BYTES]]) -> Result<(), CommError> {
+    if signatures.iter().all(|signature| *signature == signatures[0]) {
+        return Ok(());
+    }
+    let all: Vec<Signature> = signatures.iter().map(Signature::decode).collect();
+    different_calls(&all).map_or(Ok(()), |message| Err(CommError::Mismatch { message }))
+}
+
 const NAME_BYTES: usize = 24;
 const DTYPE_BYTES: usize = 8;
-const SIGNATURE_BYTES: usize = NAME_BYTES + DTYPE_BYTES + 5 * 8;
+pub const SIGNATURE_BYTES: usize = NAME_BYTES + DTYPE_BYTES + 5 * 8;
 const NO_BUCKET: u64 = u64::MAX;
 
 /// A call as the ranks compare it.

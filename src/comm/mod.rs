@@ -2,6 +2,7 @@
 
 mod call;
 mod check;
+mod commons;
 mod doing;
 mod flight;
 mod inquiry;
@@ -13,9 +14,12 @@ mod side_channel;
 mod solo;
 mod watchdog;
 
+#[cfg(test)]
+pub use self::commons::in_one_process as commons_in_one_process;
 pub use self::mpi::MpiComm;
 /// The level of thread support that an MPI gives.
 pub use ::mpi::Threading;
+pub use commons::Commons;
 pub use doing::ranks_text;
 use lockstep_record::RunDir;
 pub use region::{Region, RegionMut};
@@ -42,7 +46,7 @@ pub enum CommError {
     #[error("{message}")]
     Refused { message: String },
     /// All ranks have this error, and no data have moved.
-    #[error("{message}\nNo data have moved; this is a bug, found by parallel.check_collectives")]
+    #[error("{message}\nNo data have moved; this is a bug, found before it could do harm")]
     Mismatch { message: String },
     /// What is done with a bucket before it travels, or after.
     #[error(transparent)]
@@ -109,6 +113,24 @@ pub trait Comm {
 
     /// Where this rank's flight recorder is written if the run breaks; all ranks call it, before the first step.
     fn record_to(&self, _run: &RunDir) {}
+
+    /// Memory for this many fp32 numbers that all ranks see; all ranks call it. None where they are not all on one host; an
+    /// error in words, the same one on all ranks, where it cannot be had.
+    fn commons(&self, _elements: usize) -> Result<Option<Result<Commons, String>>, CommError> {
+        Ok(None)
+    }
+
+    /// Until all ranks have come here: what each has written to the commons before, all can read then. A collective on
+    /// `elements` numbers, the same on all ranks, for which this rank would otherwise have sent `bytes`.
+    fn meet(
+        &self,
+        operation: &'static str,
+        _commons: &Commons,
+        _elements: usize,
+        _bytes: usize,
+    ) -> Result<(), CommError> {
+        Err(CommError::Failed { operation, reason: "these ranks share no memory".into() })
+    }
 
     /// How freely threads may use MPI; none without MPI.
     fn thread_level(&self) -> Option<Threading> {

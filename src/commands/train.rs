@@ -151,6 +151,12 @@ fn execute(mut session: Session, arguments: &Train) -> Result<i32, Failure> {
              overlapping it"
         );
     }
+    if let Some(reason) = &session.unshared {
+        tracing::warn!(
+            "the ranks have no memory in common, and send their gradients: {reason}. Make /dev/shm larger (docker run \
+             --shm-size, or --ipc=host), or set parallel.shared_memory: false"
+        );
+    }
     let start = resume::start(&mut session, &run_dir, arguments.resume.as_deref())?;
     let course = Course::new(config, start.step, arguments.stop_after, stop_request)?;
     let course = course.capturing(&arguments.capture)?;

@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::matrix::{add_product, orthonormalise, times, transposed_times};
 use crate::comm::{Comm, CommError};
 use crate::grad::accumulate::PartialSums;
-use crate::grad::exchange::{Exchange, all_gather};
+use crate::grad::exchange::Exchange;
 use crate::grad::flat::{Flat, add};
 use crate::grad::home::Home;
 use crate::grad::layout::Layout;
@@ -181,13 +181,13 @@ impl PowerSgd {
 fn sum(
     comm: &dyn Comm,
     exchange: &mut Exchange,
+    bucket: usize,
     world_size: usize,
     message: &mut PartialSums,
 ) -> Result<(), CommError> {
     let elements = message.gradient().len();
     let shards: Vec<_> = (0..world_size).map(|rank| share(elements, world_size, rank)).collect();
-    exchange.reduce_scatter(comm, message, &shards)?;
-    all_gather(comm, message.gradient_mut().regions_mut(&shards))
+    exchange.all_reduce(comm, bucket, message, (&shards, &shards))
 }
 
 impl Strategy for PowerSgd {
@@ -200,9 +200,9 @@ impl Strategy for PowerSgd {
         sums.add_up()?;
         let all = 0..sums.gradient().len();
         bucket.project(&sums.gradient().read(all.clone())?, *seed);
-        sum(comm, exchange, *world_size, &mut bucket.first)?;
+        sum(comm, exchange, index, *world_size, &mut bucket.first)?;
         bucket.project_back();
-        sum(comm, exchange, *world_size, &mut bucket.second)?;
+        sum(comm, exchange, index, *world_size, &mut bucket.second)?;
         Ok(sums.gradient_mut().edit(all, |gradient| bucket.rebuild(gradient))?)
     }
 

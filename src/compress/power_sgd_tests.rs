@@ -32,6 +32,7 @@ fn strategy(layout: &Layout, rank: usize) -> PowerSgd {
         format: None,
         rank: 0,
         world_size: 1,
+        shared: None,
     };
     PowerSgd::new(Box::new(Nobody), rank, 7, &setting)
 }

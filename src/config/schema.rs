@@ -228,6 +228,10 @@ pub struct Parallel {
     /// a network with remote memory access, longer ones may be faster. It does not change bits.
     #[schemars(range(min = 1, max = 1_048_576))]
     pub message_kb: usize,
+    /// Where all ranks are on one host, keep gradients in memory that they share (in `/dev/shm`), and add them up there
+    /// instead of sending them; where there is too little of it, a warning says so, and they are sent. It does not change
+    /// bits.
+    pub shared_memory: bool,
     /// Communicate on a thread of its own while backward goes on. It does not change bits.
     pub overlap: bool,
     /// How freely threads may call MPI. `overlap` needs `multiple` or `serialized`; where the library provides less than

@@ -126,7 +126,7 @@ catalogue! {
         "mount a tmpfs there; in a container, do not disable the mount of /dev";
     SHM_LEFTOVERS: Note "shm.leftovers",
         "dead programs have left files in /dev/shm",
-        "if no job of yours runs: `rm -f /dev/shm/vader_segment.* /dev/shm/nccl-* /dev/shm/psm2_*`";
+        "if no job of yours runs: `rm -f /dev/shm/lockstep-* /dev/shm/vader_segment.* /dev/shm/nccl-* /dev/shm/psm2_*`";
     LIMIT_MEMLOCK: Warning "limits.memlock",
         "too little memory may be locked: any limit, with InfiniBand or RoCE; less than 64 KiB without",
         "`ulimit -l unlimited`, limits.conf (memlock), LimitMEMLOCK=infinity for slurmd; `docker run --ulimit memlock=-1`";

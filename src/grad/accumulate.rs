@@ -4,6 +4,7 @@ use super::device;
 use super::flat::{self, Flat};
 use super::home::Home;
 use super::layout::{Bucket, Layout};
+use super::shared::SharedSums;
 use super::tree::{Accumulation, LeafPlan, LeafSum};
 use crate::mutate::{Mutation, active, active_from};
 use crate::precision::Format;
@@ -160,6 +161,16 @@ impl Accumulator {
     /// Rounds each leaf and each sum to a 16-bit format.
     pub fn in_format(self, format: Option<Format>) -> Self {
         Self { format, ..self }
+    }
+
+    /// Keeps what is left at the end where all ranks of the host see it, as those of rank `rank`.
+    pub fn in_common(mut self, shared: Option<&SharedSums>, rank: usize) -> Self {
+        if let Some(shared) = shared {
+            for (bucket, sums) in self.buckets.iter_mut().enumerate() {
+                sums.slots.splice(..sums.held, shared.of_rank(rank, bucket));
+            }
+        }
+        self
     }
 
     /// Starts with the `leaf`-th of this rank's micro-batches.

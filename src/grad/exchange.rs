@@ -1,13 +1,16 @@
 //! The ordered reduce-scatter: ranks swap chunks of their partial sums, and each chunk's owner adds them along the
-//! tree. No arithmetic is left to the communication library.
+//! tree. No arithmetic is left to the communication library. Where all ranks see one memory, nothing is swapped: the owner
+//! adds the sums where they lie.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::accumulate::PartialSums;
 use super::device;
 use super::flat::{Flat, add};
 use super::home::Home;
 use super::narrow::Narrow;
+use super::shared::SharedSums;
 use super::tree::{Accumulation, Merge, Node, merge_order};
 use crate::comm::{Comm, CommError, Incoming, Outgoing, Region, RegionMut};
 use crate::mutate::{Mutation, active, active_in, cut_to_bf16};
@@ -18,6 +21,13 @@ use crate::torch::TorchError;
 /// Elements that are added through the whole tree before the next ones: few enough to stay in the processor's cache.
 const STRETCH: usize = 2048;
 
+/// Who gets the sum of a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Receivers {
+    Owner,
+    Everyone,
+}
+
 /// What this rank needs to know to reduce any bucket: everybody's partial sums and the additions over them.
 pub struct Exchange {
     rank: usize,
@@ -27,6 +37,8 @@ pub struct Exchange {
     merges: Vec<Merge>,
     /// The other ranks' subtrees of this rank's shard, back to back in leaf order, where this rank's lie.
     received: Flat,
+    /// Where all ranks' partial sums lie, if they see each other's.
+    shared: Option<Arc<SharedSums>>,
     /// The format of all sums, unless it is fp32, and messages in it.
     format: Option<Format>,
     outgoing: Vec<Narrow>,
@@ -52,6 +64,7 @@ impl Exchange {
             held: partials.iter().map(Vec::len).collect(),
             merges,
             received: Flat::default(),
+            shared: None,
             format: None,
             outgoing: Vec::new(),
             incoming: Narrow::default(),
@@ -64,6 +77,11 @@ impl Exchange {
         Self { format, ..self }
     }
 
+    /// Adds sums where they lie, if that is where all ranks see them.
+    pub fn in_common(self, shared: Option<Arc<SharedSums>>) -> Self {
+        Self { shared, ..self }
+    }
+
     /// The subtrees that other ranks hold.
     fn others(&self) -> usize {
         self.held.iter().sum::<usize>() - self.held[self.rank]
@@ -74,13 +92,33 @@ impl Exchange {
         (0..self.others()).map(|index| index * length..(index + 1) * length).collect()
     }
 
+    /// Turns all of the bucket's gradient into the sum over all micro-batches, on every rank. Of messages, the second half
+    /// is about the shards `gathered`.
+    pub fn all_reduce(
+        &mut self,
+        comm: &dyn Comm,
+        bucket: usize,
+        sums: &mut PartialSums,
+        (shards, gathered): (&[Range<usize>], &[Range<usize>]),
+    ) -> Result<(), CommError> {
+        if let Some(shared) = &self.shared {
+            return self.reduce_in_common(comm, shared, bucket, shards, Receivers::Everyone);
+        }
+        self.reduce_scatter(comm, bucket, sums, shards)?;
+        self.gather(comm, sums.gradient_mut(), gathered)
+    }
+
     /// Turns this rank's `shards[rank]` of the bucket's gradient into the sum over all micro-batches.
     pub fn reduce_scatter(
         &mut self,
         comm: &dyn Comm,
+        bucket: usize,
         sums: &mut PartialSums,
         shards: &[Range<usize>],
     ) -> Result<(), CommError> {
+        if let Some(shared) = &self.shared {
+            return self.reduce_in_common(comm, shared, bucket, shards, Receivers::Owner);
+        }
         let mut received = std::mem::take(&mut self.received);
         let places = self.places(shards[self.rank].len());
         received.make_room(sums.home(), places.last().map_or(0, |last| last.end))?;
@@ -95,6 +133,74 @@ impl Exchange {
         self.add_up(sums, shards[self.rank].clone(), &mut received)?;
         self.received = received;
         Ok(())
+    }
+
+    /// The same where all ranks' subtrees lie in one memory: no rank touches a bucket of its own between the two meetings, but
+    /// for its shard of everybody's.
+    fn reduce_in_common(
+        &self,
+        comm: &dyn Comm,
+        shared: &SharedSums,
+        bucket: usize,
+        shards: &[Range<usize>],
+        receivers: Receivers,
+    ) -> Result<(), CommError> {
+        let (begin, end) = match receivers {
+            Receivers::Owner => ("reduce-scatter", "end of reduce-scatter"),
+            Receivers::Everyone => ("all-reduce", "end of all-reduce"),
+        };
+        let elements = shards.iter().map(Range::len).sum();
+        comm.meet(begin, shared.commons(), elements, self.bytes_to_others(shards, receivers))?;
+        self.add_up_in_common(shared, bucket, &shards[self.rank], receivers);
+        comm.meet(end, shared.commons(), elements, 0)
+    }
+
+    /// What this rank would have to send for it.
+    fn bytes_to_others(&self, shards: &[Range<usize>], receivers: Receivers) -> usize {
+        let (mine, all) = (shards[self.rank].len(), shards.iter().map(Range::len).sum::<usize>());
+        let sums = self.held[self.rank] * (all - mine);
+        size_of::<f32>()
+            * match receivers {
+                Receivers::Owner => sums,
+                Receivers::Everyone => sums + (shards.len() - 1) * mine,
+            }
+    }
+
+    /// The additions and copies of this rank.
+    fn add_up_in_common(
+        &self,
+        shared: &SharedSums,
+        bucket: usize,
+        mine: &Range<usize>,
+        receivers: Receivers,
+    ) {
+        let first = |rank: usize| self.held[..rank].iter().sum::<usize>();
+        let receivers: Vec<usize> = match receivers {
+            _ if active(Mutation::ResultNotCopied) => Vec::new(),
+            Receivers::Owner => vec![first(self.rank)],
+            Receivers::Everyone => (0..self.held.len()).map(first).collect(),
+        };
+        let work = |slots: &mut [&mut [f32]]| {
+            self.merge(slots);
+            let Some((sum, others)) = slots.split_first_mut() else { return };
+            for &receiver in receivers.iter().filter(|&&receiver| receiver > 0) {
+                others[receiver - 1].copy_from_slice(sum);
+            }
+        };
+        for start in mine.clone().step_by(STRETCH) {
+            let stretch = start..(start + STRETCH).min(mine.end);
+            // SAFETY: nobody else touches this rank's shard before the next meeting.
+            unsafe { shared.on_slots(bucket, &stretch, work) };
+        }
+    }
+
+    /// All additions over one stretch of all ranks' subtrees. The sum ends in the first.
+    fn merge(&self, slots: &mut [&mut [f32]]) {
+        for &Merge { into, from } in &self.merges {
+            let (sums, others) = slots.split_at_mut(from);
+            add(sums[into], others[0]);
+            self.format.into_iter().for_each(|format| format.round_in_place(sums[into]));
+        }
     }
 
     /// The same with messages of 16 bits.
@@ -205,11 +311,7 @@ impl Exchange {
             let stretch = mine.start + start..mine.start + end;
             slots.extend(sums.held_mut().iter_mut().map(|sum| &mut sum.as_mut_slice()[stretch.clone()]));
             slots.extend(after.chunks_exact_mut(length).map(|sum| &mut sum[start..end]));
-            for &Merge { into, from } in &self.merges {
-                let (sums, others) = slots.split_at_mut(from);
-                add(sums[into], others[0]);
-                self.format.into_iter().for_each(|format| format.round_in_place(sums[into]));
-            }
+            self.merge(&mut slots);
             if self.sum_ends_elsewhere() {
                 let (sums, others) = slots.split_at_mut(first);
                 others[0].copy_from_slice(sums[0]);
@@ -271,6 +373,9 @@ fn send_and_receive<'s, 'r>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::comm::commons_in_one_process;
+    use crate::grad::layout::{Layout, ParameterSpec};
+    use crate::grad::shared::Places;
     use proptest::prelude::*;
     use tch::Device;
 
@@ -292,6 +397,40 @@ mod tests {
         sums.gradient().read(0..length).unwrap().iter().map(|value| value.to_bits()).collect()
     }
 
+    /// The same, each rank adding up its shard in one memory; every rank has all of it then.
+    fn sums_in_common(
+        leaves: usize,
+        ranks: usize,
+        length: usize,
+        value: &dyn Fn(usize, usize) -> f32,
+    ) -> Vec<u32> {
+        let exchanges: Vec<Exchange> = (0..ranks).map(|rank| Exchange::new(leaves, rank, ranks)).collect();
+        let spec = ParameterSpec { name: "w".into(), shape: vec![length as i64] };
+        let layout = Layout::simple(vec![spec], 1 << 20);
+        let places = || Places::new(&layout, exchanges[0].held.clone());
+        let commons = commons_in_one_process(ranks, places().elements());
+        let shared: Vec<_> = commons.into_iter().map(|commons| SharedSums::new(commons, places())).collect();
+        let mut node = 0;
+        for (rank, shared) in shared.iter().enumerate() {
+            for mut subtree in shared.of_rank(rank, 0) {
+                for (element, place) in subtree.as_mut_slice()[..length].iter_mut().enumerate() {
+                    *place = value(node, element);
+                }
+                node += 1;
+            }
+        }
+        for (rank, exchange) in exchanges.iter().enumerate() {
+            exchange.add_up_in_common(&shared[rank], 0, &share(length, ranks, rank), Receivers::Everyone);
+        }
+        let bits = |rank: usize| -> Vec<u32> {
+            let gradient = &shared[rank].of_rank(rank, 0)[0];
+            gradient.as_slice()[..length].iter().map(|value| value.to_bits()).collect()
+        };
+        let expected = bits(0);
+        (1..ranks).for_each(|rank| assert_eq!(bits(rank), expected));
+        expected
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -306,6 +445,7 @@ mod tests {
                 let word = (seed ^ (node * 104_729 + element) as u32).wrapping_mul(2_654_435_761) >> 8;
                 ((word % 255) as f32 - 127.0) * ((word % 7) as f32 - 3.0).exp2()
             };
+            prop_assert_eq!(&sums_in_common(leaves, ranks, length, &value), &sum(&Exchange::new(leaves, 0, ranks), Home::Host, length, &value));
             for format in [None, Some(Format::Bf16), Some(Format::Fp16)] {
                 let exchange = |rank| Exchange::new(leaves, rank, ranks).in_format(format);
                 let expected = sum(&exchange(0), Home::Host, length, &value);

@@ -2,12 +2,13 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
 use super::home::Home;
 use super::layout::Layout;
-use crate::comm::{Region, RegionMut};
+use crate::comm::{Commons, Region, RegionMut};
 use crate::torch::TorchError;
 
 /// One contiguous fp32 tensor. The hot paths take its elements as a slice or its views as tensors, as its home has it;
@@ -16,6 +17,8 @@ use crate::torch::TorchError;
 pub struct Flat {
     tensor: Tensor,
     home: Home,
+    /// Of a buffer that all ranks of the host see.
+    commons: Option<Arc<Commons>>,
 }
 
 impl Default for Flat {
@@ -27,7 +30,22 @@ impl Default for Flat {
 
 impl Flat {
     pub fn zeros(home: Home, elements: usize) -> Self {
-        Self { tensor: Tensor::zeros([elements as i64], (Kind::Float, home.device())), home }
+        let tensor = Tensor::zeros([elements as i64], (Kind::Float, home.device()));
+        Self { tensor, home, commons: None }
+    }
+
+    /// A part of what all ranks of the host see.
+    ///
+    /// # Panics
+    /// If it is longer than that.
+    pub fn in_common(commons: Arc<Commons>, part: Range<usize>) -> Self {
+        assert!(part.start <= part.end && part.end <= commons.elements());
+        // SAFETY: within the memory, which lives as long as the buffer does.
+        let tensor = unsafe {
+            let first = commons.numbers().add(part.start);
+            Tensor::from_blob(first.cast(), &[part.len() as i64], &[1], Kind::Float, Device::Cpu)
+        };
+        Self { tensor, home: Home::Host, commons: Some(commons) }
     }
 
     pub fn home(&self) -> Home {
@@ -46,7 +64,7 @@ impl Flat {
     pub fn make_room(&mut self, home: Home, elements: usize) -> Result<(), TorchError> {
         if self.home != home || self.len() < elements {
             let tensor = Tensor::f_zeros([elements as i64], (Kind::Float, home.device()))?;
-            *self = Self { tensor, home };
+            *self = Self { tensor, home, commons: None };
         }
         Ok(())
     }
@@ -61,8 +79,9 @@ impl Flat {
         if self.is_empty() {
             return &[];
         }
-        // SAFETY: contiguous fp32 on the CPU (made by `zeros`, never resized); no view of it is written to while
-        // this borrow lives, since all writes go through `&mut self` or through libtorch calls between borrows.
+        // SAFETY: contiguous fp32 on the CPU (made by `zeros` or `in_common`, never resized); no view of it is written
+        // to while this borrow lives, since all writes go through `&mut self` or through libtorch calls between borrows;
+        // other ranks write to what is in common only while this one waits for them in `Exchange`.
         unsafe { std::slice::from_raw_parts(self.tensor.data_ptr().cast(), self.len()) }
     }
 
@@ -172,7 +191,7 @@ impl Flat {
     /// A second handle of the same memory, for another thread. Whoever makes one sees to it that the memory is not
     /// used on both sides at once: [`crate::reduce::Reducer`] does.
     pub fn same_memory(&self) -> Self {
-        Self { tensor: self.tensor.shallow_clone(), home: self.home }
+        Self { tensor: self.tensor.shallow_clone(), home: self.home, commons: self.commons.clone() }
     }
 
     /// A view of some elements that shares their memory.

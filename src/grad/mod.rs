@@ -8,5 +8,6 @@ pub mod home;
 pub mod layout;
 mod narrow;
 pub mod norm;
+pub mod shared;
 pub mod tree;
 pub mod unused;

@@ -14,7 +14,9 @@ pub enum Mutation {
     Bf16Travel,
     /// In step 3 the last rank receives zeros instead of the others' partial sums.
     LostMessage,
-    /// The finished sum is left in the receive buffer on all ranks but the first.
+    /// In shared memory, a rank takes its neighbours' partial sums one element off.
+    NeighboursOffset,
+    /// The finished sum is left where it was formed, which is not where all ranks but the first look for it.
     ResultNotCopied,
     /// Gradients are not exchanged at all.
     NoReduction,

@@ -7,6 +7,7 @@ mod weights;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use tch::Device;
 
@@ -18,16 +19,19 @@ use crate::checkpoint::{Expected, Tensors};
 use crate::comm::{Comm, CommError};
 use crate::compress;
 use crate::config::Config;
+use crate::config::schema::Reduction;
 use crate::data::{self, Corpus, Sampler};
 use crate::grad::accumulate::Accumulator;
 use crate::grad::home::Home;
 use crate::grad::layout::{Capacity, Layout, ParameterSpec};
+use crate::grad::shared::SharedSums;
 use crate::grad::unused::ParameterSet;
 use crate::launch::{Failure, together};
 use crate::model::{self, Initial, Model};
 use crate::mutate::{Mutation, active, strikes};
 use crate::optim::Optimizer;
 use crate::precision::{self, Format, LossScaler};
+use crate::quantity::bytes_text;
 use crate::reduce::{Reducer, Tools};
 use crate::shortage::{self, Holding, Needs, Place};
 use crate::strategy::{self, Ownership, Setting};
@@ -63,6 +67,8 @@ pub struct Session<'a> {
     pub device: Device,
     /// Where parameters, gradients and the optimizer's state lie.
     pub home: Home,
+    /// Why gradients are sent, though the ranks could have added them up in one memory.
+    pub unshared: Option<String>,
     /// How gradients are compressed, as the record spells it; none where they travel whole, or not at all.
     pub compression: Option<String>,
     /// This rank's micro-batches.
@@ -102,13 +108,21 @@ impl<'a> Session<'a> {
         shortage::remember(holdings(config, comm, &specs, &frozen, info.vocabulary as usize, places), device);
         let ready = probe::ready_order(comm, &*corpus, &*model, config.precision, &specs, &frozen)?;
         let layout = Layout::plan(specs, &frozen, &ready, capacity(&config.parallel));
-        let setting = Setting {
+        let mut setting = Setting {
             layout: &layout,
             micro_batches: batch.micro_batches,
             reduction: config.parallel.reduction,
             format: reduce_format(config),
             rank: comm.rank(),
             world_size: comm.size(),
+            shared: None,
+        };
+        let unshared = match share_sums(config, comm, &setting, home, isolated)? {
+            Ok(shared) => {
+                setting.shared = shared;
+                None
+            }
+            Err(reason) => Some(reason),
         };
         let kind = config.parallel.strategy;
         let ownership = strategy::ownership(kind, &setting);
@@ -132,7 +146,10 @@ impl<'a> Session<'a> {
             config,
             comm,
             sampler,
-            accumulator: Accumulator::new(setting.accumulation(), &layout, home).in_format(setting.format),
+            accumulator: Accumulator::new(setting.accumulation(), &layout, home)
+                .in_format(setting.format)
+                .in_common(setting.shared.as_deref(), comm.rank()),
+            unshared,
             micro_batches: setting.micro_batches(),
             hooks: GradientHooks::install(parameters.leaves())?,
             parameters,
@@ -280,6 +297,28 @@ fn holdings(
         computes_on,
         buckets_in,
     })
+}
+
+/// Memory for the partial sums of all ranks, where they can all see it, and nothing but the ordered sum in fp32 looks at them.
+/// In words why there is none, if that is a pity.
+fn share_sums(
+    config: &Config,
+    comm: &dyn Comm,
+    setting: &Setting,
+    home: Home,
+    isolated: bool,
+) -> Result<Result<Option<Arc<SharedSums>>, String>, CommError> {
+    let parallel = &config.parallel;
+    let ordered = parallel.reduction == Reduction::Ordered && parallel.compression_name().is_none();
+    let alone = comm.size() == 1 || isolated;
+    if !parallel.shared_memory || alone || !ordered || setting.format.is_some() || home != Home::Host {
+        return Ok(Ok(None));
+    }
+    let places = setting.places();
+    let (bytes, commons) = (size_of::<f32>() * places.elements(), comm.commons(places.elements())?);
+    let refused = |reason| format!("{reason}, where {} would be needed", bytes_text(bytes as u64));
+    let shared = |commons| Arc::new(SharedSums::new(commons, places));
+    Ok(commons.transpose().map(|commons| commons.map(shared)).map_err(refused))
 }
 
 /// The memory of a device.

@@ -20,7 +20,7 @@ pub struct Ddp {
 impl Ddp {
     pub fn new(setting: &Setting, shards: Vec<Vec<Range<usize>>>) -> Self {
         let exchange = Exchange::new(setting.micro_batches, setting.rank, setting.world_size);
-        let exchange = exchange.in_format(setting.format);
+        let exchange = exchange.in_format(setting.format).in_common(setting.shared.clone());
         Self { shards, reduction: setting.reduction, exchange }
     }
 }
@@ -53,7 +53,8 @@ fn clip_early(sums: &mut PartialSums) -> Result<(), TorchError> {
 }
 
 impl Strategy for Ddp {
-    /// Ordered: reduce-scatter along the tree, then all-gather; as much traffic as a ring all-reduce.
+    /// Ordered: reduce-scatter along the tree, then all-gather; as much traffic as a ring all-reduce. Where the ranks see one
+    /// memory, there is none.
     fn reduce(&mut self, comm: &dyn Comm, bucket: usize, sums: &mut PartialSums) -> Result<(), CommError> {
         if not_reduced(bucket) {
             return Ok(());
@@ -66,12 +67,11 @@ impl Strategy for Ddp {
             Reduction::Native => comm.all_reduce_native(sums.gradient_mut().region_mut(&all))?,
             Reduction::Ordered => {
                 let shards = &self.shards[bucket];
-                self.exchange.reduce_scatter(comm, sums, shards)?;
                 let gathered = match strikes(Mutation::GatherLength, comm.rank(), comm.size()) {
                     false => shards,
                     true => &shifted(shards),
                 };
-                self.exchange.gather(comm, sums.gradient_mut(), gathered)?;
+                self.exchange.all_reduce(comm, bucket, sums, (shards, gathered))?;
             }
         }
         if let Some(own) = own {

@@ -7,6 +7,7 @@ mod ownership;
 mod zero1;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 pub use ownership::Ownership;
 
@@ -20,6 +21,7 @@ use crate::grad::accumulate::PartialSums;
 use crate::grad::flat::Flat;
 use crate::grad::layout::Layout;
 use crate::grad::norm;
+use crate::grad::shared::{Places, SharedSums};
 use crate::grad::tree::Accumulation;
 use crate::mutate::{Mutation, active};
 use crate::partition::share;
@@ -51,6 +53,8 @@ pub struct Setting<'a> {
     pub format: Option<Format>,
     pub rank: usize,
     pub world_size: usize,
+    /// Where partial sums lie, if all ranks see each other's.
+    pub shared: Option<Arc<SharedSums>>,
 }
 
 impl Setting<'_> {
@@ -59,13 +63,24 @@ impl Setting<'_> {
         share(self.micro_batches, self.world_size, self.rank)
     }
 
+    /// Where the partial sums of all ranks would lie in one memory.
+    pub fn places(&self) -> Places {
+        let held = |rank| self.accumulation_of(rank).partials.len();
+        Places::new(self.layout, (0..self.world_size).map(held).collect())
+    }
+
     /// How this rank adds up its own micro-batches.
     pub fn accumulation(&self) -> Accumulation {
+        self.accumulation_of(self.rank)
+    }
+
+    fn accumulation_of(&self, rank: usize) -> Accumulation {
+        let leaves = share(self.micro_batches, self.world_size, rank);
         match self.reduction {
             Reduction::Ordered if !active(Mutation::SequentialLeaves) => {
-                Accumulation::along_tree(self.micro_batches(), self.micro_batches)
+                Accumulation::along_tree(leaves, self.micro_batches)
             }
-            _ => Accumulation::one_after_another(self.micro_batches(), self.micro_batches),
+            _ => Accumulation::one_after_another(leaves, self.micro_batches),
         }
     }
 }

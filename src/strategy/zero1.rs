@@ -28,7 +28,8 @@ impl Zero1 {
             shards,
             reduction: setting.reduction,
             exchange: Exchange::new(setting.micro_batches, setting.rank, setting.world_size)
-                .in_format(setting.format),
+                .in_format(setting.format)
+                .in_common(setting.shared.clone()),
             scratch: Flat::default(),
         }
     }
@@ -61,7 +62,7 @@ impl Strategy for Zero1 {
     fn reduce(&mut self, comm: &dyn Comm, bucket: usize, sums: &mut PartialSums) -> Result<(), CommError> {
         let shards = &self.shards[bucket];
         if self.reduction == Reduction::Ordered {
-            self.exchange.reduce_scatter(comm, sums, shards)?;
+            self.exchange.reduce_scatter(comm, bucket, sums, shards)?;
             return Ok(plant(sums.gradient_mut(), &shards[self.rank])?);
         }
         let (mine, whole) = (&shards[self.rank], 0..sums.gradient().len());

@@ -5,7 +5,9 @@ mod arguments;
 mod start;
 
 use std::cell::Cell;
-use std::ffi::c_int;
+use std::ffi::{OsStr, c_int};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lockstep_record::RunDir;
@@ -14,9 +16,10 @@ use mpi::ffi;
 
 use super::call::{Call, Channel};
 use super::check::{self, Lengths, Peers};
+use super::commons::Commons;
 use super::patience::{Pace, Patience};
 use super::watchdog::Watchdog;
-use super::{Comm, CommError, Incoming, Outgoing, Region, RegionMut};
+use super::{Comm, CommError, Incoming, Outgoing, Region, RegionMut, agree};
 use arguments::{count, layout, read, write};
 use start::{Finalizer, end_all_ranks};
 
@@ -34,6 +37,8 @@ pub struct MpiComm {
     size: usize,
     /// Among the ranks that share memory with this one.
     local_rank: usize,
+    /// Whether all ranks do.
+    one_host: bool,
     communicator: ffi::MPI_Comm,
     pace: Pace,
     threading: Threading,
@@ -179,6 +184,25 @@ impl MpiComm {
         self.guarded(call, lengths, || body(recvs))
     }
 
+    /// Creates memory that all ranks have in common: the first one a file, which all of them map.
+    fn share_memory(&self, elements: usize) -> Result<Result<Commons, String>, CommError> {
+        let first = self.rank == 0;
+        let file = first.then(|| Commons::create(self.size, elements)).transpose();
+        let mut path = Vec::new();
+        if let Ok(Some(file)) = &file {
+            path.extend_from_slice(file.path().as_os_str().as_bytes());
+        }
+        let paths = self.all_gather_bytes("set-up of shared memory", &path)?;
+        let path = Path::new(OsStr::from_bytes(&paths[0]));
+        let opened = match &file {
+            Err(error) => Err(error.to_string()),
+            Ok(_) => Commons::open(path, self.rank, self.size, elements).map_err(|error| error.to_string()),
+        };
+        // The file keeps its name until all have opened it.
+        let agreed = agree(self, opened.as_ref().map(drop).map_err(Clone::clone))?;
+        Ok(agreed.and(opened))
+    }
+
     /// The same ranks once more: see [`Comm::for_another_thread`].
     pub(in crate::comm) fn duplicate(&self) -> Result<Option<Self>, CommError> {
         if self.size == 1 || !matches!(self.threading, Threading::Multiple | Threading::Serialized) {
@@ -307,6 +331,41 @@ impl Comm for MpiComm {
 
     fn thread_level(&self) -> Option<Threading> {
         Some(self.threading)
+    }
+
+    fn commons(&self, elements: usize) -> Result<Option<Result<Commons, String>>, CommError> {
+        match self.one_host {
+            true => self.share_memory(elements).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    fn meet(
+        &self,
+        operation: &'static str,
+        commons: &Commons,
+        elements: usize,
+        bytes: usize,
+    ) -> Result<(), CommError> {
+        self.bytes_sent.update(|sent| sent + bytes as u64);
+        let call = Call { bytes, ..self.data(operation, elements) };
+        self.guarded(call, Lengths::Equal, || {
+            let sequence = self.watchdog.sequence(call.channel);
+            commons.arrive(&check::signature(&call, sequence, self.watchdog.position().step()));
+            let mut patience = Patience::new(self.pace);
+            let mut present = 0;
+            while present < self.size {
+                let now = commons.present();
+                match now > present {
+                    true => self.watchdog.progressed(),
+                    false => patience.pause(),
+                }
+                present = now;
+            }
+            // It costs nothing here, whatever `check_collectives` says: a rank that takes the meeting for another one would add up
+            // what does not belong together.
+            check::compare(&commons.notes())
+        })
     }
 
     fn exchange(

@@ -45,6 +45,7 @@ impl MpiComm {
             rank,
             size,
             local_rank: 0,
+            one_host: false,
             // SAFETY: MPI is initialised.
             communicator: unsafe { ffi::RSMPI_COMM_WORLD },
             pace: Pace::Eager,
@@ -58,6 +59,7 @@ impl MpiComm {
         };
         let (local_rank, local_size) = comm.place_on_host()?;
         comm.local_rank = local_rank;
+        comm.one_host = local_size == size;
         // Some ranks cannot share memory.
         if local_size < size {
             comm.message_bytes = parallel.message_kb * KIB;

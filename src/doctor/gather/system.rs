@@ -78,12 +78,14 @@ fn shared_memory(folder: &Path) -> Option<SharedMemory> {
     })
 }
 
-/// This user's files of MPI and NCCL that no process has mapped, with the space that they take.
+/// This user's files of ours, of MPI and of NCCL that no process has mapped, with the space that they take.
 fn leftovers(folder: &Path) -> Vec<(PathBuf, u64)> {
     let mut mapped: Option<BTreeSet<PathBuf>> = None;
     let own = nix::unistd::geteuid().as_raw();
     let is_ours = |name: &str| {
-        ["vader_segment.", "nccl-", "psm2_", "cma_"].iter().any(|prefix| name.starts_with(prefix))
+        ["lockstep-", "vader_segment.", "nccl-", "psm2_", "cma_"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
     };
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let candidates = entries.filter(|entry| is_ours(&entry.file_name().to_string_lossy()));

@@ -175,6 +175,7 @@ fn stage(draws: &mut Draws, micro_batches: u32, stop_after: Option<u64>) -> Stag
         format!("parallel.bucket_mb={}", draws.one_of(&["0.01", "0.05", "2"])),
         format!("parallel.edge_bucket_mb={}", draws.one_of(&["0.005", "1"])),
         format!("parallel.message_kb={}", draws.one_of(&["1", "7", "60"])),
+        format!("parallel.shared_memory={}", draws.one_of(&["true", "false"])),
         format!("parallel.overlap={}", draws.one_of(&["true", "false"])),
         format!("parallel.mpi_threads={}", draws.one_of(&["multiple", "serialized", "funneled"])),
     ];
@@ -264,6 +265,7 @@ mod tests {
             "4 zero1",
             "parallel.overlap=false",
             "parallel.message_kb=1",
+            "parallel.shared_memory=false",
             "parallel.bucket_mb=0.01",
             "parallel.mpi_threads=funneled",
             "model.kind=gpt",
