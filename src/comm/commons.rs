@@ -14,7 +14,7 @@ use crate::partition::share;
 
 /// Where Linux keeps files in memory. Nothing is left there: the file loses its name as soon as all ranks have opened it.
 const FOLDER: &str = "/dev/shm";
-/// Of memory, and what each rank's word of the board is kept apart by.
+/// The numbers begin on one, and are reserved in whole ones.
 const PAGE: usize = 4096;
 /// What a rank says when it comes to a meeting: what it takes this meeting for.
 pub const NOTE_BYTES: usize = SIGNATURE_BYTES;
@@ -35,7 +35,7 @@ pub struct Commons {
 
 impl Commons {
     /// A file for this many ranks and numbers. It is removed when the handle is dropped, which takes nothing from those who
-    /// have mapped it.
+    /// have opened it.
     pub fn create(size: usize, elements: usize) -> io::Result<NamedTempFile> {
         let file = tempfile::Builder::new().prefix("lockstep-").tempfile_in(FOLDER)?;
         file.as_file().set_len((board_bytes(size) + 4 * elements) as u64)?;

@@ -146,7 +146,7 @@ pub trait Comm {
         recvs: &mut [Incoming<'_>],
     ) -> Result<(), CommError>;
 
-    /// Bytes that this rank has sent in [`Comm::exchange`] so far.
+    /// Bytes that this rank has sent in [`Comm::exchange`] so far, or would have sent but for [`Comm::meet`].
     fn bytes_sent(&self) -> u64;
 
     /// Sums fp32 numbers over all ranks, in place, in an order of the library's choice.

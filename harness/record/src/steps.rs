@@ -50,7 +50,7 @@ pub struct StepLine {
     pub seconds: Seconds,
     /// The largest resident set of any rank, in bytes.
     pub resident_bytes_max: u64,
-    /// Gradients and parameters that rank 0 sent, in bytes; 0 where the library adds (`reduction: native`), since it does not
+    /// Gradients and parameters that rank 0 sent, or left for others in shared memory, in bytes; 0 where the library adds (`reduction: native`), since it does not
     /// tell. Not part of any comparison.
     #[serde(default)]
     pub bytes_sent: u64,
