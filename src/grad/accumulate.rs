@@ -141,14 +141,29 @@ pub struct Accumulator {
 }
 
 impl Accumulator {
+    /// Of a rank whose sums nobody else sees.
+    #[cfg(test)]
     pub fn new(plan: Accumulation, layout: &Layout, home: Home) -> Self {
+        Self::in_common(plan, layout, home, None)
+    }
+
+    /// What a rank is left with at the end lies where all ranks of the host see it, if that is given, with the rank.
+    pub fn in_common(
+        plan: Accumulation,
+        layout: &Layout,
+        home: Home,
+        shared: Option<(&SharedSums, usize)>,
+    ) -> Self {
         let held = plan.partials.len();
-        let buffers = |elements| (0..plan.slots).map(|_| Flat::zeros(home, elements)).collect();
-        // A frozen bucket has no gradient.
-        let elements = |bucket: &Bucket| if bucket.frozen { 0 } else { bucket.elements };
-        let sums = |bucket: &Bucket| PartialSums { slots: buffers(elements(bucket)), held };
+        let sums = |(index, bucket): (usize, &Bucket)| {
+            // A frozen bucket has no gradient.
+            let elements = if bucket.frozen { 0 } else { bucket.elements };
+            let mut slots = shared.map_or_else(Vec::new, |(shared, rank)| shared.of_rank(rank, index));
+            slots.resize_with(plan.slots, || Flat::zeros(home, elements));
+            PartialSums { slots, held }
+        };
         Self {
-            buckets: layout.buckets.iter().map(sums).collect(),
+            buckets: layout.buckets.iter().enumerate().map(sums).collect(),
             kept: layout.parameters.iter().map(|_| None).collect(),
             leaf: 0,
             missing: Vec::new(),
@@ -161,16 +176,6 @@ impl Accumulator {
     /// Rounds each leaf and each sum to a 16-bit format.
     pub fn in_format(self, format: Option<Format>) -> Self {
         Self { format, ..self }
-    }
-
-    /// Keeps what is left at the end where all ranks of the host see it, as those of rank `rank`.
-    pub fn in_common(mut self, shared: Option<&SharedSums>, rank: usize) -> Self {
-        if let Some(shared) = shared {
-            for (bucket, sums) in self.buckets.iter_mut().enumerate() {
-                sums.slots.splice(..sums.held, shared.of_rank(rank, bucket));
-            }
-        }
-        self
     }
 
     /// Starts with the `leaf`-th of this rank's micro-batches.

@@ -23,6 +23,8 @@ pub struct SharedSums {
 pub struct Places {
     /// Elements of each bucket.
     lengths: Vec<usize>,
+    /// Where each bucket begins behind the start of a subtree, and how far a subtree reaches.
+    offsets: Vec<usize>,
     /// How many subtrees each rank holds after its own accumulation.
     held: Vec<usize>,
 }
@@ -31,22 +33,29 @@ impl Places {
     /// `held[r]` subtrees of rank r, of each bucket that is trained.
     pub fn new(layout: &Layout, held: Vec<usize>) -> Self {
         let length = |bucket: &Bucket| if bucket.frozen { 0 } else { bucket.elements };
-        Self { lengths: layout.buckets.iter().map(length).collect(), held }
+        let lengths: Vec<usize> = layout.buckets.iter().map(length).collect();
+        let mut offsets = vec![0];
+        let mut end = 0;
+        for length in &lengths {
+            end += length.next_multiple_of(ALIGNMENT);
+            offsets.push(end);
+        }
+        Self { lengths, offsets, held }
     }
 
     /// The room that all of them take.
     pub fn elements(&self) -> usize {
-        self.held.iter().sum::<usize>() * self.room(self.lengths.len())
+        self.held.iter().sum::<usize>() * self.reach()
     }
 
-    /// What one subtree of each bucket before this one takes.
-    fn room(&self, bucket: usize) -> usize {
-        self.lengths[..bucket].iter().map(|length| length.next_multiple_of(ALIGNMENT)).sum()
+    /// What a subtree of all buckets takes.
+    fn reach(&self) -> usize {
+        self.offsets[self.lengths.len()]
     }
 
     /// The start of a subtree, by its number over all ranks, in leaf order.
     fn start(&self, bucket: usize, subtree: usize) -> usize {
-        subtree * self.room(self.lengths.len()) + self.room(bucket)
+        subtree * self.reach() + self.offsets[bucket]
     }
 }
 

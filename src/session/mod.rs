@@ -142,13 +142,13 @@ impl<'a> Session<'a> {
         };
         let reducer = Reducer::new(comm, tools, config.parallel.overlap)?;
         let parameters = Parameters::new(&layout, home);
+        let shared = setting.shared.as_deref().map(|shared| (shared, comm.rank()));
         Ok(Self {
             config,
             comm,
             sampler,
-            accumulator: Accumulator::new(setting.accumulation(), &layout, home)
-                .in_format(setting.format)
-                .in_common(setting.shared.as_deref(), comm.rank()),
+            accumulator: Accumulator::in_common(setting.accumulation(), &layout, home, shared)
+                .in_format(setting.format),
             unshared,
             micro_batches: setting.micro_batches(),
             hooks: GradientHooks::install(parameters.leaves())?,
